@@ -1,0 +1,120 @@
+"""Linear sketches of a linear layer's gradient, and the container that holds those of a whole run.
+
+A layer with input activations X (tokens x d_in) and output gradients D (tokens x d_out) has the weight gradient
+G = D^T X. Tokens partition by utterance, so one backward pass of a mixed batch holds every language's gradient. Both
+sketches are linear in G: they add up over utterances, micro-batches and ranks, and only the *sum* is ever stored.
+
+- *Core sketch* C = P_out G P_in^T (k x k) with E[P^T P] = I keeps inner products, E<C_a, C_b> = <G_a, G_b>
+  (random projections of gradients: TRAK, 2303.14186; LoGra, 2405.13954).
+- *Neuron sketch* Y = Gamma Omega (h x k), where row j of Gamma (h x (2 d + 1)) stacks everything that hidden neuron j
+  owns: row j of W_in, b_in[j] and column j of W_out (range finder: Halko, Martinsson & Tropp, 0909.4061).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+HALVES = 2
+"""Neuron sketches are kept per half of the folds (fold modulo 2), so that noise can be told from signal."""
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from names: the same on every rank, machine and Python (unlike ``hash``)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def fold_of(utterance_id: str, folds: int) -> int:
+    """The fold of an utterance: a stable hash of its id modulo ``folds``."""
+    return seed_of("fold", utterance_id) % folds
+
+
+def sign_projection(rows: int, columns: int, *seed_parts: object) -> Tensor:
+    """A (rows x columns) float32 matrix of independent signs / sqrt(rows), so that E[P^T P] = I.
+
+    Drawn on the CPU from a seed made of names: every rank and every device type gets the same matrix.
+    """
+    generator = torch.Generator().manual_seed(seed_of(*seed_parts))
+    signs = torch.randint(0, 2, (rows, columns), generator=generator, dtype=torch.int8)
+    return (2.0 * signs.float() - 1.0) / rows**0.5
+
+
+@dataclass(frozen=True)
+class SiteSketch:
+    """Gradient sums of one feed-forward block.
+
+    Attributes:
+        core: (2, L, F, k, k) float64; index 0 is the input linear (d -> h), 1 the output linear (h -> d).
+        neurons: (L, 2, h, k) float64 per half of the folds, or None where neuron sketches were not taken.
+    """
+
+    core: np.ndarray
+    neurons: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """What one mining pass found: sums over utterances, never divided.
+
+    Attributes:
+        languages: the L source languages, in the order of every language axis.
+        tokens: (L, F) target tokens behind each sum; the gradient per token is ``core / tokens``.
+        utterances: (L, F) utterances behind each sum.
+        sites: site name -> :class:`SiteSketch`, in sorted order.
+        seed: the run seed of the projections.
+    """
+
+    languages: tuple[str, ...]
+    tokens: np.ndarray
+    utterances: np.ndarray
+    sites: dict[str, SiteSketch]
+    seed: int
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors (no pickle); :meth:`load` reads it back."""
+        tensors = {"tokens": self.tokens, "utterances": self.utterances}
+        for name, site in self.sites.items():
+            tensors[f"core/{name}"] = site.core
+            if site.neurons is not None:
+                tensors[f"neurons/{name}"] = site.neurons
+        metadata = {"languages": " ".join(self.languages), "seed": str(self.seed)}
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Sketches:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            names = sorted(key.removeprefix("core/") for key in file.keys() if key.startswith("core/"))
+            neurons = {key for key in file.keys() if key.startswith("neurons/")}
+            sites = {
+                name: SiteSketch(
+                    file.get_tensor(f"core/{name}"),
+                    file.get_tensor(f"neurons/{name}") if f"neurons/{name}" in neurons else None,
+                )
+                for name in names
+            }
+            return cls(
+                tuple(metadata["languages"].split()),
+                file.get_tensor("tokens"),
+                file.get_tensor("utterances"),
+                sites,
+                int(metadata["seed"]),
+            )
+
+
+def sites_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Sites in the one order that every rank uses: by layer number, then by name."""
+    return tuple(
+        sorted(
+            set(names), key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+        )
+    )

@@ -1,0 +1,349 @@
+"""The configuration of a run: one frozen tree, loaded strictly, dumped so that it replays the run.
+
+Every field is declared here once, with its default, its unit and its range; nothing else in the package holds a
+default. :func:`load_config` reports *all* faults of a file and its overrides in one error, before any rank starts work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,8}$")]
+ConfigValue = bool | int | float | str
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; ``faults`` holds one line per fault."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        listing = "\n".join(f"  - {fault}" for fault in faults)
+        super().__init__(f"{source}: {len(faults)} fault(s)\n{listing}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, populate_by_name=True)
+
+
+class RunConfig(_Section):
+    """Where a run lives and how it is repeated."""
+
+    dir: str = Field(description="run directory: resolved config, plan, checkpoints, metrics, hypotheses, scores")
+    seed: int = Field(1, ge=0, description="seeds initial weights, sampling order, dropout and sketches")
+    resume: Literal["auto", "never"] = Field("auto", description="auto goes on from the newest checkpoint in run.dir")
+    arms: tuple[Literal["gdps", "uniform"], ...] = Field(
+        ("gdps", "uniform"), min_length=1, description="continuations of the unified model that are trained and compared"
+    )
+    keep_checkpoints: Count = Field(2, description="newest checkpoints kept beside the unified one")
+
+
+class CorpusConfig(_Section):
+    """One corpus as it was downloaded, and which of its splits play which part."""
+
+    layout: str = Field(description="name of the layout, see gdps_ds.data.corpora.LAYOUTS")
+    root: str = Field(description="folder of the corpus; relative paths start at the working directory")
+    train: str = Field("train", description="split used for training and mining")
+    dev: str = Field("dev", description="split used for the loss during training")
+    test: str = Field("test", description="split that is translated and scored")
+
+
+class DataConfig(_Section):
+    """Languages, corpora and how utterances become micro-batches."""
+
+    languages: tuple[Language, ...] = Field(min_length=1, description="source languages, ISO 639-3")
+    corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
+    min_seconds: Positive = Field(0.1, description="shorter utterances are skipped and counted")
+    max_seconds: Positive = Field(30.0, description="longer utterances are skipped and counted")
+    temperature: Annotated[float, Field(ge=1.0)] = Field(
+        1.0, description="language l is drawn in proportion to n_l ** (1 / temperature); 1 keeps the corpus as it is"
+    )
+    max_frames: Count = Field(3000, description="frame budget of a micro-batch, padding included (a frame is 20 ms)")
+    max_utterances: Count = Field(64, description="most utterances in a micro-batch")
+    max_target_tokens: Count = Field(256, description="longer targets are an error at start-up")
+    workers: int = Field(0, ge=0, description="loader processes a rank; 0 loads in the training process")
+    cache_features: bool = Field(True, description="keep filter banks on disk under run.dir instead of recomputing them")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if len(set(self.languages)) != len(self.languages):
+            raise ValueError(f"languages repeats a language: {', '.join(self.languages)}")
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError(f"min_seconds ({self.min_seconds}) must be below max_seconds ({self.max_seconds})")
+        if self.max_frames < self.max_seconds * 50:
+            raise ValueError(
+                f"max_frames ({self.max_frames}) cannot hold one utterance of max_seconds ({self.max_seconds} s = "
+                f"{self.max_seconds * 50:.0f} frames)"
+            )
+        return self
+
+
+class ModelConfig(_Section):
+    """Which speech-to-text model is trained."""
+
+    pretrained: str | None = Field(None, description="path or hub name of a SeamlessM4T checkpoint; null builds a new model")
+    config: dict[str, ConfigValue] = Field(
+        default_factory=dict, description="fields of the transformers config set on top of the checkpoint's (or the class's)"
+    )
+    vocab_size: Count = Field(500, description="SentencePiece pieces of a new model's tokenizer (pretrained: null)")
+    freeze: tuple[str, ...] = Field((), description="glob patterns of parameter names that are not trained")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class PhaseConfig(_Section):
+    """One stretch of optimisation."""
+
+    updates: int = Field(ge=0, description="optimiser updates")
+    lr: Positive = Field(description="peak learning rate")
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up, then inverse square root decay")
+    weight_decay: NonNegative = 0.0
+
+
+class SpecialiseConfig(PhaseConfig):
+    """Grouped fine-tuning after the split (Section 3 of the paper)."""
+
+    private_lr: Positive | None = Field(None, description="peak learning rate of the private lanes; null uses lr")
+    private_weight_decay: NonNegative | None = Field(None, description="null uses weight_decay")
+
+
+class TrainConfig(_Section):
+    """The optimisation recipe, apart from what the DeepSpeed file says (ZeRO stage, precision, offload)."""
+
+    micro_batches: Count = Field(2, description="micro-batches of an update over all ranks; a multiple of the world size")
+    unify: PhaseConfig
+    specialise: SpecialiseConfig
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Positive = 1e-8
+    clip_norm: NonNegative = Field(1.0, description="global gradient norm; 0 turns clipping off")
+    label_smoothing: Fraction = 0.1
+    log_every: Count = Field(10, description="updates between lines of metrics.jsonl")
+    dev_every: Count = Field(200, description="updates between dev losses")
+    checkpoint_every: Count = Field(200, description="updates between checkpoints")
+
+
+class MineConfig(_Section):
+    """The distributed gradient gatherer."""
+
+    batches: Count = Field(100, description="micro-batches, over all ranks, of the pass without updates that is mined")
+    sites: tuple[str, ...] = Field(
+        ("speech_encoder.encoder.layers.*.ffn1", "speech_encoder.encoder.layers.*.ffn2"),
+        min_length=1,
+        description="glob patterns of candidate feed-forward blocks",
+    )
+    sketch: Count = Field(64, description="k of the core sketch (k x k) and the neuron sketch (h x k)")
+    folds: Annotated[int, Field(ge=2)] = Field(16, description="folds of utterances; their scatter gives the intervals")
+
+
+class PlanConfig(_Section):
+    """What rank 0 decides, by which rule; ``from_file`` takes a plan that exists instead."""
+
+    from_file: str | None = Field(None, alias="from", description="plan.json to apply instead of planning")
+    rule: Literal["ours", "paper"] = Field("ours", description="similarity used for groups, sites and capacity")
+    sites: Count | tuple[str, ...] = Field(1, description="how many sites to split, or glob patterns that name them")
+    groups: Literal["auto"] | Annotated[int, Field(ge=2)] | tuple[tuple[Language, ...], ...] = Field(
+        "auto", description="auto, a number of groups, or the groups themselves"
+    )
+    shared: Literal["paper", "continuous"] | Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        "continuous", description="rule for the shared fraction of the hidden neurons, or the fraction itself"
+    )
+    width: Literal["preserve", "constant"] = Field(
+        "preserve", description="preserve: private width h - r for each group; constant: (h - r) / G, parameters unchanged"
+    )
+    init: Literal["neurons", "svd", "random"] = Field("neurons", description="neurons with preserve keeps the function")
+    round_to: Count = Field(64, description="shared width is a multiple of this (8 for tiny models)")
+    min_stability: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="share of bootstrap replicates that must agree on the groups, else the model stays uniform"
+    )
+    bootstrap: Count = Field(1000, description="bootstrap replicates over folds")
+
+    @model_validator(mode="after")
+    def _check(self) -> PlanConfig:
+        if isinstance(self.groups, tuple):
+            flat = [language for group in self.groups for language in group]
+            if len(flat) != len(set(flat)):
+                raise ValueError("groups names a language twice")
+            if len(self.groups) < 2 or not all(self.groups):
+                raise ValueError("groups needs at least two groups, none of them empty")
+        return self
+
+
+class DecodeConfig(_Section):
+    """Beam search and scoring."""
+
+    beams: Count = 5
+    max_new_tokens: Count = 128
+    length_penalty: float = 1.0
+    max_frames: Count = Field(3000, description="frame budget of a decoding batch, padding included")
+    max_utterances: Count = 32
+    normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
+        "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
+    )
+
+
+class TrackConfig(_Section):
+    """Where progress is reported; metrics.jsonl is always written."""
+
+    wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline needs no account")
+    project: str = "gdps_ds"
+    name: str | None = Field(None, description="run name; null uses the name of run.dir")
+    progress: bool = Field(True, description="progress bars on rank 0")
+
+
+class Config(_Section):
+    """A whole experiment. ``deepspeed`` names the DeepSpeed JSON file (ZeRO stage, precision, offload)."""
+
+    deepspeed: str = Field(description="DeepSpeed JSON file, such as ds_configs/zero2.json")
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig
+    mine: MineConfig = Field(default_factory=MineConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if isinstance(self.plan.groups, tuple):
+            named = {language for group in self.plan.groups for language in group}
+            if named != set(self.data.languages):
+                raise ValueError(
+                    f"plan.groups names {', '.join(sorted(named))} but data.languages has "
+                    f"{', '.join(sorted(self.data.languages))}"
+                )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load an experiment file, apply ``key.sub=value`` overrides (values are YAML) and check everything.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type, bad override and missing file at once.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file (--config)"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), [f"must be a mapping of sections, found {type(tree).__name__}"])
+    faults = [fault for override in overrides for fault in _apply_override(tree, override)]
+    config = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        faults += [_describe(problem) for problem in error.errors()]
+    if config is not None:
+        faults += list(_missing_files(config))
+    if faults or config is None:
+        raise ConfigError(str(path), faults)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; loading it gives an equal :class:`Config`."""
+    return yaml.safe_dump(json.loads(config.model_dump_json(by_alias=True)), sort_keys=False, allow_unicode=True)
+
+
+def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON file; what the experiment file owns (batch sizes, optimiser, schedule) must not be in it."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(str(path), [f"not valid JSON: {error}"]) from None
+    owned = {
+        "optimizer": "train.unify and train.specialise",
+        "scheduler": "train.unify.warmup",
+        "gradient_clipping": "train.clip_norm",
+        "train_batch_size": "train.micro_batches and data.max_frames",
+        "train_micro_batch_size_per_gpu": "data.max_frames",
+        "gradient_accumulation_steps": "train.micro_batches",
+    }
+    faults = [f"{key} is set by {owner} of the experiment file; remove it here" for key, owner in owned.items() if key in content]
+    if faults:
+        raise ConfigError(str(path), faults)
+    return content
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        yield f"override '{override}' is not of the form key.sub=value"
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        yield f"override '{override}': the value is not valid YAML"
+        return
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            yield f"override '{override}': {parent} is not a section"
+            return
+        node = child
+    node[last] = value
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    location = problem["loc"]
+    name = ".".join(str(part) for part in location if not _is_union_member(part)) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
+        return f"{name}: unknown key{hint if known else ''}"
+    if problem["type"] == "missing":
+        return f"{name}: required, but missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]} (found {problem['input']!r})" if len(location) else message
+
+
+def _is_union_member(part: object) -> bool:
+    """Pydantic puts the tried member of a union, such as ``constrained-int``, into the location."""
+    return isinstance(part, str) and ("-" in part or "[" in part or part in {"str", "int", "float", "bool"})
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        if field is None:
+            return []
+        section = _section_of(field)
+        if section is None:
+            return []
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_of(field: FieldInfo) -> type[_Section] | None:
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, _Section):
+            return candidate
+    return None
+
+
+def _missing_files(config: Config) -> Iterator[str]:
+    if not Path(config.deepspeed).is_file():
+        yield f"deepspeed: no file {config.deepspeed}"
+    if config.plan.from_file is not None and not Path(config.plan.from_file).is_file():
+        yield f"plan.from: no file {config.plan.from_file}"
+    for number, corpus in enumerate(config.data.corpora):
+        if not Path(corpus.root).is_dir():
+            yield f"data.corpora.{number}.root: no folder {corpus.root}"

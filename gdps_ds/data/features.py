@@ -1,0 +1,222 @@
+"""Filter banks exactly as SeamlessM4T was trained on them, computed when asked for or once, on disk.
+
+80 log mel bins of 25 ms windows every 10 ms (Kaldi conventions, Povey window), normalised per utterance and bin, two
+neighbours stacked: a frame is 160 values for 20 ms. The numbers are those of ``SeamlessM4TFeatureExtractor`` at the
+frames that it does not mask (up to float32 rounding, 1e-3); where the count of windows is odd, it puts the last one,
+padded, behind the mask, and we leave it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import kaldi_native_fbank as knf
+import numpy as np
+from numpy.typing import NDArray
+
+from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio
+from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.parallel import map_in_order
+
+WINDOW = SAMPLE_RATE * 25 // 1000
+HOP = SAMPLE_RATE * 10 // 1000
+MEL_BINS = 80
+STACKED = 2
+FEATURES = MEL_BINS * STACKED
+FULL_SCALE = 2**15
+"""Kaldi takes samples as 16-bit integers."""
+VARIANCE_FLOOR = 1e-7
+
+
+def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features of one utterance.
+
+    Args:
+        waveform: (samples,) mono, 16 kHz, in [-1, 1].
+
+    Returns:
+        (``frames_of_samples(samples)``, 160) float32.
+
+    Raises:
+        DataError: the waveform is too short for one frame.
+    """
+    if frames_of_samples(len(waveform)) == 0:
+        raise DataError(
+            f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds"
+        )
+    fbank = knf.OnlineFbank(_fbank_options())
+    fbank.accept_waveform(SAMPLE_RATE, (waveform * FULL_SCALE).tolist())
+    mel = np.stack([fbank.get_frame(number) for number in range(fbank.num_frames_ready)])
+    normal = (mel - mel.mean(axis=0)) / np.sqrt(mel.var(axis=0, ddof=1) + VARIANCE_FLOOR)
+    return normal[: len(mel) // STACKED * STACKED].reshape(-1, FEATURES)
+
+
+def frames_of_samples(samples: int) -> int:
+    """Frames that :func:`log_mel` makes of a 16 kHz waveform."""
+    windows = 1 + (samples - WINDOW) // HOP if samples >= WINDOW else 0
+    return windows // STACKED
+
+
+def frames_of(seconds: float) -> int:
+    """Frames of a prepared utterance's duration; exact, for that is a whole number of samples."""
+    return frames_of_samples(round(seconds * SAMPLE_RATE))
+
+
+def features_of(utterance: Utterance) -> NDArray[np.float32]:
+    """Decode one prepared utterance: (frames, 160).
+
+    Raises:
+        AudioError: its audio cannot be read.
+        DataError: the audio is not as long as the manifest says.
+    """
+    features = log_mel(load_audio(utterance.audio, utterance.offset, utterance.duration))
+    if len(features) != _frames(utterance):
+        raise DataError(
+            f"{utterance.id}: {utterance.audio} has {len(features)} frames, but its duration of {utterance.duration} s "
+            f"stands for {_frames(utterance)}: the audio changed; run launchers/prepare.py again"
+        )
+    return features
+
+
+class OnTheFlyFeatures:
+    """Features decoded on every access; same interface as :class:`FeatureStore`."""
+
+    def __init__(self, utterances: Sequence[Utterance]) -> None:
+        self._utterances = utterances
+        self.lengths = _lengths(utterances)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        return features_of(self._utterances[index])
+
+
+class FeatureStore:
+    """Features of a list of utterances in one memory-mapped file.
+
+    The folder holds ``features.npy`` (all frames x 160, float32), ``lengths.npy`` (frames of each utterance) and
+    ``key.json`` (a digest of everything that the features depend on).
+
+    Attributes:
+        lengths: (N,) int32 frames of each utterance.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a store that :meth:`build` made."""
+        if not (folder / "key.json").is_file():
+            raise DataError(f"{folder}: no feature store")
+        self._folder = folder
+        self.lengths: NDArray[np.int32] = np.load(folder / "lengths.npy")
+        self._ends = np.cumsum(self.lengths, dtype=np.int64)
+        self._frames: NDArray[np.float32] = np.load(folder / "features.npy", mmap_mode="r")
+
+    @classmethod
+    def build(
+        cls, utterances: Sequence[Utterance], folder: Path, *, workers: int = 0, progress: bool = False
+    ) -> FeatureStore:
+        """Compute the store, or open it where it already holds these utterances, settings and audio files.
+
+        One process builds; the others wait for it and open. The folder appears whole or not at all.
+
+        Raises:
+            AudioError: audio that cannot be read any more.
+            DataError: no utterances, unknown durations, audio that changed, or a folder that is something else.
+        """
+        key = _key(utterances)
+        if folder.exists():
+            if not (folder / "key.json").is_file():
+                raise DataError(f"{folder}: exists and is no feature store; remove it or choose another run.dir")
+            if json.loads((folder / "key.json").read_text(encoding="utf-8"))["key"] == key:
+                return cls(folder)
+        # A fixed name, so that what a killed process left behind is cleared away by the next one.
+        partial_folder = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir(parents=True)
+        _fill(partial_folder, utterances, workers=workers, progress=progress)
+        (partial_folder / "key.json").write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial_folder.rename(folder)
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """(frames, 160) of one utterance: a read-only view of the file."""
+        end = self._ends[index]
+        return self._frames[end - self.lengths[index] : end]
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        """Loader processes open the file again; a memory map would be pickled with all its contents."""
+        return type(self), (self._folder,)
+
+
+def _fill(folder: Path, utterances: Sequence[Utterance], *, workers: int, progress: bool) -> None:
+    """Write ``features.npy`` and ``lengths.npy``; every process writes its utterances at their places."""
+    lengths = _lengths(utterances)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    path, shape = folder / "features.npy", (int(lengths.sum()), FEATURES)
+    frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    jobs = list(zip(starts.tolist(), utterances, strict=True))
+    for _ in map_in_order(partial(_write, path), jobs, workers=workers, progress=progress, label="filter banks"):
+        pass
+    frames.flush()
+    np.save(folder / "lengths.npy", lengths)
+
+
+def _write(path: Path, job: tuple[int, Utterance]) -> None:
+    start, utterance = job
+    features = features_of(utterance)
+    np.load(path, mmap_mode="r+")[start : start + len(features)] = features
+
+
+def _lengths(utterances: Sequence[Utterance]) -> NDArray[np.int32]:
+    if not utterances:
+        raise DataError("no utterances to make features of")
+    return np.array([_frames(utterance) for utterance in utterances], dtype=np.int32)
+
+
+def _frames(utterance: Utterance) -> int:
+    if utterance.duration is None:
+        raise DataError(f"{utterance.id}: unknown duration; run gdps_ds.data.preparation.prepare first")
+    return frames_of(utterance.duration)
+
+
+def _key(utterances: Sequence[Utterance]) -> str:
+    """A digest of the utterances' audio (by name, size and time of change), the settings and the library."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = [SAMPLE_RATE, WINDOW, HOP, MEL_BINS, STACKED, VARIANCE_FLOOR, version("kaldi-native-fbank")]
+    digest.update(json.dumps(settings).encode())
+    for utterance in utterances:
+        try:
+            status = Path(utterance.audio).stat()
+        except FileNotFoundError:
+            raise AudioError(MISSING, utterance.audio) from None
+        entry = [
+            utterance.id,
+            utterance.audio,
+            utterance.offset,
+            utterance.duration,
+            status.st_size,
+            status.st_mtime_ns,
+        ]
+        digest.update(json.dumps(entry).encode())
+    return digest.hexdigest()
+
+
+def _fbank_options() -> knf.FbankOptions:
+    options = knf.FbankOptions()
+    frames, mel = options.frame_opts, options.mel_opts
+    frames.samp_freq, frames.frame_length_ms, frames.frame_shift_ms = SAMPLE_RATE, 25, 10
+    frames.dither, frames.preemph_coeff, frames.remove_dc_offset = 0.0, 0.97, True
+    frames.window_type, frames.round_to_power_of_two, frames.snip_edges = "povey", True, True
+    mel.num_bins, mel.low_freq, mel.high_freq = MEL_BINS, 20, SAMPLE_RATE / 2
+    options.use_energy, options.use_power, options.use_log_fbank = False, True, True
+    return options

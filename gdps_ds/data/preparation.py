@@ -1,0 +1,203 @@
+"""Decode every utterance once, keep the usable ones with their true durations, and account for all the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from gdps_ds.data.audio import SAMPLE_RATE, AudioError, read_segment
+from gdps_ds.data.features import frames_of
+from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.parallel import map_in_order
+
+DUPLICATE = "duplicate id"
+OTHER_LANGUAGE = "language not in the configuration"
+NO_TEXT = "empty text"
+TOO_SHORT = "too short"
+TOO_LONG = "too long"
+
+CUT_TOLERANCE = 0.02
+"""Seconds that a segment may reach beyond its file before it is counted as cut: one frame."""
+EXAMPLES = 3
+
+
+@dataclass
+class LanguageReport:
+    """What became of one source language's utterances.
+
+    Attributes:
+        kept: utterances that can be used.
+        seconds: their audio.
+        cut: those among them whose file ends before their segment does.
+        skipped: reason -> utterances that cannot be used; reasons are constants here and in ``audio``.
+        examples: reason -> the first few ids.
+        sample_rates: native rate in Hz -> utterances kept. channels: native channels -> utterances kept.
+    """
+
+    kept: int = 0
+    seconds: float = 0.0
+    cut: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    sample_rates: Counter[int] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+
+    def skip(self, utterance: Utterance, reason: str) -> None:
+        self.skipped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(utterance.id)
+
+    def keep(self, decoded: _Decoded) -> None:
+        self.kept += 1
+        self.seconds += decoded.seconds
+        self.cut += decoded.cut
+        self.sample_rates[decoded.native_rate] += 1
+        self.channels[decoded.channels] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept,
+            "hours": round(self.seconds / 3600, 4),
+            "cut": self.cut,
+            "skipped": dict(self.skipped.most_common()),
+            "examples": self.examples,
+            "sample_rates": {str(rate): count for rate, count in sorted(self.sample_rates.items())},
+            "channels": {str(channels): count for channels, count in sorted(self.channels.items())},
+        }
+
+
+@dataclass
+class PreparationReport:
+    """Every utterance that was read, by source language."""
+
+    languages: dict[str, LanguageReport] = field(default_factory=dict)
+
+    def of(self, language: str) -> LanguageReport:
+        return self.languages.setdefault(language, LanguageReport())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, languages sorted."""
+        return {language: self.languages[language].to_dict() for language in sorted(self.languages)}
+
+    def summary(self) -> str:
+        """A table for people: a line per language, and a line per reason for skipping with the first ids."""
+        lines = [f"{'language':<10}{'kept':>9}{'hours':>9}{'skipped':>9}{'cut':>7}  audio"]
+        for language, report in sorted(self.languages.items()):
+            audio = [f"{rate} Hz" for rate in sorted(report.sample_rates)]
+            audio += [f"{channels} channel(s)" for channels in sorted(report.channels)]
+            lines.append(
+                f"{language:<10}{report.kept:>9}{report.seconds / 3600:>9.2f}{report.skipped.total():>9}{report.cut:>7}"
+                f"  {', '.join(audio) or '-'}"
+            )
+            for reason, count in report.skipped.most_common():
+                lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
+        return "\n".join(lines)
+
+    def require(self, languages: Iterable[str]) -> None:
+        """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why."""
+        missing = [language for language in languages if not self.languages.get(language, LanguageReport()).kept]
+        if missing:
+            listing = "\n".join(f"  {language}: {self._why(language)}" for language in missing)
+            raise DataError(f"data.languages: no usable utterance is left of {len(missing)} language(s)\n{listing}")
+
+    def _why(self, language: str) -> str:
+        if language not in self.languages:
+            return f"none in the corpora, which have {', '.join(sorted(self.languages)) or 'no utterances at all'}"
+        skipped = self.languages[language].skipped
+        return f"{skipped.total()} read, " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+
+
+def prepare(
+    utterances: Iterable[Utterance],
+    *,
+    languages: Sequence[str] | None,
+    min_seconds: float,
+    max_seconds: float,
+    workers: int = 0,
+    progress: bool = False,
+    require_text: bool = True,
+) -> tuple[list[Utterance], PreparationReport]:
+    """Sort out what cannot be used, and fill in true durations.
+
+    Args:
+        languages: source languages that are kept; None keeps all.
+        min_seconds: shorter utterances are skipped.
+        max_seconds: longer utterances are skipped.
+        workers: decoding processes; the result does not depend on it.
+        require_text: skip utterances without a translation; False is for decoding without references.
+        progress: show a bar on stderr.
+
+    Returns:
+        The usable utterances in their order, durations being whole samples at 16 kHz, and the report of all.
+
+    Raises:
+        DataError: ``min_seconds`` and ``max_seconds`` leave nothing.
+    """
+    if not 0 <= min_seconds < max_seconds:
+        raise DataError(f"min_seconds ({min_seconds}) must be at least 0 and below max_seconds ({max_seconds})")
+    report = PreparationReport()
+    checked = list(_checked(utterances, languages, require_text))
+    decoded = map_in_order(
+        partial(_decode, min_seconds=min_seconds, max_seconds=max_seconds),
+        [utterance for utterance, fault in checked if fault is None],
+        workers=workers,
+        progress=progress,
+        label="decoding",
+    )
+    kept = []
+    for utterance, fault in checked:
+        outcome = next(decoded) if fault is None else fault
+        if isinstance(outcome, str):
+            report.of(utterance.source_lang).skip(utterance, outcome)
+        else:
+            report.of(utterance.source_lang).keep(outcome)
+            kept.append(replace(utterance, duration=outcome.seconds))
+    return kept, report
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    seconds: float
+    cut: bool
+    native_rate: int
+    channels: int
+
+
+def _checked(
+    utterances: Iterable[Utterance], languages: Sequence[str] | None, require_text: bool
+) -> Iterator[tuple[Utterance, str | None]]:
+    """Each utterance with what is wrong with it as far as can be told without its audio."""
+    seen: set[str] = set()
+    for utterance in utterances:
+        if languages is not None and utterance.source_lang not in languages:
+            yield utterance, OTHER_LANGUAGE
+        elif utterance.id in seen:
+            yield utterance, DUPLICATE
+        elif require_text and not (utterance.target_text or "").strip():
+            yield utterance, NO_TEXT
+        else:
+            seen.add(utterance.id)
+            yield utterance, None
+
+
+def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float) -> _Decoded | str:
+    """Decode one utterance; a string is the reason why it cannot be used."""
+    asked = utterance.duration
+    # No more than it takes to see that it is too long: a segment without an end may lie in a talk of hours.
+    limit = max_seconds + 1.0 if asked is None else min(asked, max_seconds + 1.0)
+    try:
+        segment = read_segment(utterance.audio, utterance.offset, limit)
+    except AudioError as error:
+        return error.reason
+    seconds = len(segment.samples) / SAMPLE_RATE
+    if seconds < min_seconds or frames_of(seconds) == 0:
+        return TOO_SHORT
+    if seconds > max_seconds:
+        return TOO_LONG
+    return _Decoded(
+        seconds, asked is not None and asked - seconds > CUT_TOLERANCE, segment.native_rate, segment.channels
+    )

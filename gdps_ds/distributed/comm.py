@@ -1,0 +1,105 @@
+"""The handful of collectives that the package uses, in one narrow object that is passed in.
+
+Ranks stay alive because they do the same things in the same order: rank 0 computes, *success or its error* is broadcast,
+and what all ranks must agree on is compared by digest before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class RankZeroError(RuntimeError):
+    """Something that only rank 0 does has failed; raised on every rank with rank 0's message."""
+
+
+class Communicator:
+    """Collectives over all ranks. Every method is called by every rank, in the same order."""
+
+    def __init__(self, rank: int, world_size: int, local_rank: int, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.device = device
+
+    @classmethod
+    def start(cls, local_rank: int) -> Communicator:
+        """Join the process group that the launcher's environment describes."""
+        accelerator = get_accelerator()
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(local_rank)
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        device = torch.device(accelerator.current_device_name())
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+    @staticmethod
+    def stop() -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks; ``tensor`` stays as it is."""
+        total = tensor.detach().to(self.device, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def sum_floats(self, *values: float) -> list[float]:
+        """Sums over ranks of a few numbers, in float64, in one collective."""
+        return self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's picklable ``value``, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on rank 0 and give its result to all ranks.
+
+        Raises:
+            RankZeroError: on every rank if it failed on rank 0, with that error's message.
+        """
+        outcome: list[Any] = [None, None]
+        cause: Exception | None = None
+        if self.is_main:
+            try:
+                outcome[0] = compute()
+            except Exception as error:
+                cause = error
+                outcome[1] = f"{type(error).__name__}: {error}"
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome, src=0, device=self.device)
+        if outcome[1] is not None:
+            raise RankZeroError(outcome[1]) from cause
+        return outcome[0]
+
+    def agree(self, digest: str, what: str) -> None:
+        """Check that every rank holds the same ``digest`` of ``what``.
+
+        Raises:
+            RuntimeError: on every rank, listing the digests, if they differ.
+        """
+        digests = self.gather(digest)
+        if len(set(digests)) > 1:
+            listing = ", ".join(f"rank {rank}: {each[:12]}" for rank, each in enumerate(digests))
+            raise RuntimeError(f"ranks disagree on {what} ({listing}); are all nodes on the same version and files?")

@@ -1,0 +1,233 @@
+"""The one door to DeepSpeed: start an engine, step it, save and load it, and take it down without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.zero import parameter_offload
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from gdps_ds.config import TrainConfig
+from gdps_ds.distributed.comm import Communicator
+from gdps_ds.model.families import set_training_mode
+
+TRUNK, SITES, PRIVATE = "trunk", "sites", "private"
+"""Parameter groups. The blocks that may be split are kept apart from the trunk from the start, so that the trunk's flat
+shards do not change in a split and are handed over by reference."""
+
+
+class Engine:
+    """A DeepSpeed engine around a model, with learning rates by parameter group and exact gradient scaling.
+
+    Args:
+        model: plain module; BatchNorm is kept in evaluation mode.
+        settings: the DeepSpeed file's content (stage, precision, offload).
+        train: the optimisation recipe; ``micro_batches`` must be a multiple of the world size.
+        sites: the candidate blocks.
+    """
+
+    def __init__(
+        self, model: nn.Module, comm: Communicator, settings: Mapping[str, Any], train: TrainConfig, sites: Sequence[str]
+    ) -> None:
+        self.comm = comm
+        self.accumulation = accumulation_steps(train, comm.world_size)
+        self._build = (settings, train, sites)
+        groups = parameter_groups(model, sites)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, weight_decay=0.0)
+        self.deepspeed: DeepSpeedEngine = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=runtime_settings(settings, train, comm.world_size)
+        )[0]
+        self.train(True)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.deepspeed.module
+
+    @property
+    def stage(self) -> int:
+        return self.deepspeed.zero_optimization_stage()
+
+    def train(self, training: bool) -> None:
+        set_training_mode(self.module, training)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients; training mode comes back at the end."""
+        self.train(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(True)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of :meth:`forward` for direct calls of the module, such as ``generate``."""
+        if not self.deepspeed.torch_autocast_enabled():
+            return contextlib.nullcontext()
+        return torch.autocast(self.comm.device.type, dtype=self.deepspeed.torch_autocast_dtype())
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits (B, U, V) of a micro-batch."""
+        return self.deepspeed(**self._cast(inputs)).logits
+
+    def forward_module(self, **inputs: Tensor) -> Tensor:
+        """Logits by the module itself, around DeepSpeed's bookkeeping: for a backward pass that must not touch gradients."""
+        with self.autocast():
+            return self.module(**self._cast(inputs)).logits
+
+    def backward(self, loss_sum: Tensor, global_tokens: float) -> None:
+        """Accumulate the gradient of ``loss_sum / global_tokens``, where the update's tokens are counted over all ranks.
+
+        DeepSpeed averages over ranks and accumulation steps; both are undone here, so an update is the mean over tokens
+        whatever the world size.
+        """
+        self.deepspeed.backward(loss_sum * (self.comm.world_size * self.accumulation / global_tokens))
+
+    def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> None:
+        """Count a micro-batch; at the end of the accumulation, update with ``lr`` and ``weight_decay`` by group name."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group.update(hyperparameters[group["name"]])
+        self.deepspeed.step()
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Global norm of the last update's gradient before clipping; None where the stage does not compute it."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
+        """Write DeepSpeed's own checkpoint into ``folder/tag``. Collective."""
+        self.deepspeed.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Restore weights, moments and counters from ``folder/tag``; gives back the client state. Collective."""
+        path, client_state = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed checkpoint at {folder / tag}")
+        return client_state
+
+    def close(self) -> nn.Module:
+        """Take the engine down and give back the bare module (its parameters stay partitioned at stage 3)."""
+        module = self.module
+        _tear_down(self.deepspeed)
+        # Collected here and not later: DeepSpeed's finaliser resets attributes of the parameters, which by then may
+        # belong to the next engine.
+        del self.deepspeed
+        gc.collect()
+        return module
+
+    def rebuilt(self, model: nn.Module) -> Engine:
+        """A new engine of the same settings around ``model``."""
+        return Engine(model, self.comm, *self._build)
+
+    def _cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Floating inputs in the precision of the weights (16-bit training without autocast)."""
+        dtype = next(self.module.parameters()).dtype
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def accumulation_steps(train: TrainConfig, world_size: int) -> int:
+    """Micro-batches of an update on each rank.
+
+    Raises:
+        ValueError: ``train.micro_batches`` is not a multiple of the world size.
+    """
+    if train.micro_batches % world_size:
+        raise ValueError(
+            f"train.micro_batches is {train.micro_batches}, which {world_size} ranks cannot share equally; "
+            "make it a multiple of the number of ranks"
+        )
+    return train.micro_batches // world_size
+
+
+def runtime_settings(settings: Mapping[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed file completed by what the experiment file owns."""
+    return {
+        # The optimiser is torch's AdamW, which may also run on offloaded shards.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        **copy.deepcopy(dict(settings)),
+        # DeepSpeed counts in samples; here one "sample" is a micro-batch.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation_steps(train, world_size),
+        "gradient_clipping": train.clip_norm,
+    }
+
+
+@contextlib.contextmanager
+def model_loading(settings: Mapping[str, Any], train: TrainConfig, world_size: int, pretrained: bool) -> Iterator[None]:
+    """At stage 3, ``from_pretrained`` inside this context partitions each weight as it is read.
+
+    A new model is built whole: initialising a partitioned parameter at random fails inside transformers.
+    """
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    # transformers looks for a live HfDeepSpeedConfig; dropping the last reference switches it off again.
+    handle = HfDeepSpeedConfig(runtime_settings(settings, train, world_size)) if pretrained and stage == 3 else None
+    yield
+    del handle
+
+
+def parameter_groups(model: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Trainable parameters as the named groups :data:`TRUNK`, :data:`SITES` (dense blocks and shared lanes) and
+    :data:`PRIVATE` (private lanes), empty groups left out."""
+    members: dict[str, list[nn.Parameter]] = {TRUNK: [], SITES: [], PRIVATE: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[_group_of(name, sites)].append(parameter)
+    return [{"name": name, "params": parameters} for name, parameters in members.items() if parameters]
+
+
+def _group_of(name: str, sites: Sequence[str]) -> str:
+    for site in sites:
+        if name.startswith(f"{site}."):
+            return PRIVATE if name.startswith(f"{site}.private.") else SITES
+    return TRUNK
+
+
+_MODULE_ATTRIBUTES = (
+    "pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining", "ds_recompute_parameters", "ds_id",
+    "ds_inflight_param_registry", "_external_params",
+)  # fmt: skip
+_PARAMETER_ATTRIBUTES = (
+    "_hp_mapping", "_z3_optimizer", "_zero_optimizer", "_dp_group", "get_full_hp_param", "get_full_hp_grad",
+    "set_full_hp_param", "set_full_hp_grad", "_index_in_param_group", "grad_accum",
+)  # fmt: skip
+
+
+def _tear_down(engine: DeepSpeedEngine) -> None:
+    """Destroy an engine and remove what ``destroy`` leaves on the module.
+
+    Each of these keeps the whole old engine alive: two forward hooks, gradient-accumulation hooks, attributes on
+    parameters and modules, ZeRO-3's nested parameter dictionaries and its stack of entered modules.
+    """
+    zero, module = engine.optimizer, engine.module
+    if engine.zero_optimization_stage() == 3:
+        zero.empty_partition_cache()
+    engine.destroy()
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        hook = getattr(engine, name)
+        if hook is not None:
+            hook.remove()
+            setattr(engine, name, None)
+    if hasattr(zero, "unregister_grad_acc_post_hooks"):
+        zero.unregister_grad_acc_post_hooks()
+    for submodule in module.modules():
+        for attribute in _MODULE_ATTRIBUTES:
+            submodule.__dict__.pop(attribute, None)
+        if submodule.__dict__.pop("_original_parameters", None) is not None:
+            submodule._parameters = dict(submodule._parameters.items())
+    for parameter in module.parameters():
+        for attribute in _PARAMETER_ATTRIBUTES:
+            parameter.__dict__.pop(attribute, None)
+        parameter.grad = None
+    while module in parameter_offload.FWD_MODULE_STACK:
+        parameter_offload.FWD_MODULE_STACK.remove(module)

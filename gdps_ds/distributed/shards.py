@@ -1,0 +1,140 @@
+"""Where each ZeRO stage keeps the fp32 weights and Adam's moments: one view of all of them.
+
+DeepSpeed flattens the parameters of a group into *flats* and gives each rank a slice. :class:`ShardedState` names what lies
+where on this rank, without copying, so that state can be handed from one engine to another:
+
+- stage 0: every parameter is its own flat, whole on every rank;
+- stages 1 and 2: a rank owns a contiguous slice of the group's flat, which may hold only part of a parameter, or none;
+- stage 3: a rank owns slice ``rank`` of every parameter, the last one padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor, nn
+
+from gdps_ds.distributed.comm import Communicator
+
+MASTER = "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """This rank's part of one parameter: ``numel`` values at ``offset`` of the flat, from ``start`` of the parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flat fp32 tensor of this rank with the optimiser state that belongs to it."""
+
+    master: Tensor
+    state: MutableMapping[str, Any]
+    fragments: tuple[Fragment, ...]
+
+    @property
+    def layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Equal layouts at one world size are equal slices on every rank."""
+        return tuple((fragment.name, fragment.shape) for fragment in self.fragments)
+
+    def tensor(self, key: str) -> Tensor | None:
+        """The flat of ``key`` (:data:`MASTER` or one of :data:`MOMENTS`) as one dimension; None before the first step."""
+        tensor = self.master.data if key == MASTER else self.state.get(key)
+        return None if tensor is None else tensor.view(-1)
+
+
+class ShardedState:
+    """Views on the local shards of an engine; they stay valid after the engine is torn down."""
+
+    def __init__(self, engine: DeepSpeedEngine, comm: Communicator) -> None:
+        self.stage: int = engine.zero_optimization_stage()
+        self._comm = comm
+        self.flats = tuple(_FLATS_OF_STAGE[self.stage](engine, _names(engine.module), comm.rank))
+        self._where = {fragment.name: (flat, fragment) for flat in self.flats for fragment in flat.fragments}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimiser has taken a step: the same on every rank."""
+        return all(key in flat.state for flat in self.flats for key in MOMENTS)
+
+    @property
+    def step(self) -> Any:
+        """Adam's step count, a number or a tensor."""
+        return next(flat.state["step"] for flat in self.flats)
+
+    def local(self, name: str, key: str) -> Tensor:
+        """This rank's values of ``key`` for a parameter (a view; empty where it owns none)."""
+        flat, fragment = self._where[name]
+        tensor = flat.tensor(key)
+        if tensor is None:
+            raise RuntimeError(f"no {key} for '{name}': the optimiser has not taken a step")
+        return tensor.narrow(0, fragment.offset, fragment.numel)
+
+    def full(self, name: str, key: str) -> Tensor:
+        """The whole tensor of a parameter on every rank. Collective at stages 1 to 3; holds one full tensor."""
+        _, fragment = self._where[name]
+        local = self.local(name, key)
+        if self.stage == 0:
+            return local.view(fragment.shape)
+        whole = torch.zeros(max(math.prod(fragment.shape), fragment.start + fragment.numel), dtype=local.dtype)
+        whole = whole.to(self._comm.device)
+        whole.narrow(0, fragment.start, fragment.numel).copy_(local)
+        return self._comm.sum(whole)[: math.prod(fragment.shape)].view(fragment.shape)
+
+
+def _names(module: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def _replicated_flats(engine: DeepSpeedEngine, names: dict[int, str], rank: int) -> Iterator[Flat]:
+    for group in engine.optimizer.param_groups:
+        for parameter in group["params"]:
+            fragment = Fragment(names[id(parameter)], tuple(parameter.shape), 0, 0, parameter.numel())
+            yield Flat(parameter, engine.optimizer.state[parameter], (fragment,))
+
+
+def _partitioned_flats(engine: DeepSpeedEngine, names: dict[int, str], rank: int) -> Iterator[Flat]:
+    zero = engine.optimizer
+    for index, parameters in enumerate(zero.bit16_groups):
+        fragments = []
+        for parameter in parameters:
+            offset = start = numel = 0
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                numel = mapping.hp_fragment_address.numel
+                offset, start = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
+            fragments.append(Fragment(names[id(parameter)], tuple(parameter.shape), offset, start, numel))
+        flat = zero.single_partition_of_fp32_groups[index]
+        yield Flat(flat, zero.optimizer.state[flat], tuple(fragments))
+
+
+def _fully_partitioned_flats(engine: DeepSpeedEngine, names: dict[int, str], rank: int) -> Iterator[Flat]:
+    zero = engine.optimizer
+    for index, parameters in enumerate(zero.fp16_groups):
+        fragments = []
+        for parameter in parameters:
+            _, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
+            shape = tuple(parameter.ds_shape)
+            start = min(rank * padded, math.prod(shape))
+            numel = min(padded, math.prod(shape) - start)
+            fragments.append(Fragment(names[id(parameter)], shape, offset, start, numel))
+        flat = zero.fp32_partitioned_groups_flat[index]
+        yield Flat(flat, zero.optimizer.state[flat], tuple(fragments))
+
+
+_FLATS_OF_STAGE = {0: _replicated_flats, 1: _partitioned_flats, 2: _partitioned_flats, 3: _fully_partitioned_flats}

@@ -1,0 +1,91 @@
+"""Turn a downloaded corpus into a checked manifest, or build the demo corpus.
+
+    python launchers/prepare.py --corpus mboshi-french --root corpora/mboshi --split train --out data/mdw
+    python launchers/prepare.py --corpus demo --root data/demo
+
+The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>``, and
+<out>/<split>.report.json, which counts every skipped utterance by language and reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gdps_ds.config import DataConfig
+from gdps_ds.data.corpora import LAYOUTS, read_corpus
+from gdps_ds.data.manifest import DataError, atomic_write, write_manifest
+from gdps_ds.data.preparation import prepare
+
+DEMO = "demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 where the data or the options are at fault."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.corpus != DEMO and (options.split is None or options.out is None):
+        parser.error(f"--corpus {options.corpus} needs --split and --out")
+    try:
+        if options.corpus == DEMO:
+            _build_demo(options)
+        else:
+            _prepare_split(options)
+    except (DataError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _prepare_split(options: argparse.Namespace) -> None:
+    kept, report = prepare(
+        read_corpus(options.corpus, options.root, options.split),
+        languages=options.languages,
+        min_seconds=options.min_seconds,
+        max_seconds=options.max_seconds,
+        workers=options.workers,
+        progress=sys.stderr.isatty(),
+        require_text=not options.no_references,
+    )
+    print(report.summary())
+    with atomic_write(options.out / f"{options.split}.report.json") as file:
+        json.dump(report.to_dict(), file, indent=2, ensure_ascii=False)
+    report.require(options.languages or report.languages)
+    manifest = options.out / f"{options.split}.jsonl"
+    write_manifest(manifest, kept)
+    print(f"wrote {len(kept)} utterances to {manifest}")
+
+
+def _build_demo(options: argparse.Namespace) -> None:
+    from gdps_ds.data.demo import build_demo_corpus  # needs the speech synthesiser, which nothing else does
+
+    build_demo_corpus(options.root, workers=max(options.workers, 1), progress=sys.stderr.isatty())
+    print(f"the demo corpus is in {options.root}; use it with layout: manifest, root: {options.root}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = DataConfig.model_fields
+    parser = argparse.ArgumentParser(
+        prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", required=True, choices=[*LAYOUTS, DEMO], help="layout of the corpus")
+    parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
+    parser.add_argument("--split", help="split to prepare, such as train")
+    parser.add_argument("--out", type=Path, help="folder for the manifest and the report")
+    parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
+    parser.add_argument(
+        "--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
+    parser.add_argument("--no-references", action="store_true", help="keep utterances that have no translation")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

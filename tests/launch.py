@@ -1,0 +1,50 @@
+"""Starts rank programs through the real ``deepspeed`` launcher on a free port, and never leaves one running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER = Path(sys.executable).parent / "deepspeed"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
+    """One thread a rank, and the repository on the path of the rank programs in ``tests``."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
+
+
+def start(script: str, *arguments: object, ranks: int = 2) -> subprocess.Popen[str]:
+    """The launcher in a process group of its own, its output as one stream."""
+    command = [LAUNCHER, "--num_gpus", ranks, "--master_port", free_port(), ROOT / script, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def launch(script: str, *arguments: object, ranks: int = 2, timeout: float = 300) -> tuple[int, str]:
+    """Run to the end: (exit code, output)."""
+    process = start(script, *arguments, ranks=ranks)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return process.returncode, output

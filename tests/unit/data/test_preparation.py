@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from gdps_ds.data import audio, preparation
+from gdps_ds.data.manifest import DataError, Utterance, read_manifest, write_manifest
+from gdps_ds.data.preparation import PreparationReport, prepare
+
+ROOT = Path(__file__).parents[3]
+SHARED = ROOT.parent / "shared" / "data"
+LIMITS: dict[str, Any] = {"min_seconds": 0.1, "max_seconds": 2.0}
+
+
+def speech(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> str:
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, (round(seconds * rate), channels))
+    soundfile.write(path, samples, rate)
+    return str(path)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> list[Utterance]:
+    """Three usable utterances and one of each fault."""
+    good = speech(tmp_path / "good.wav", 1.0)
+    stereo = speech(tmp_path / "stereo.wav", 1.0, rate=44100, channels=2)
+    (tmp_path / "broken.wav").write_bytes(b"RIFFRIFF")
+    (tmp_path / "pointer.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    plain = Utterance("good", good, "bem", "eng", "text")
+    return [
+        plain,
+        replace(plain, id="stereo", audio=stereo, source_lang="est"),
+        replace(plain, id="segment", offset=0.5, duration=0.25),
+        replace(plain, id="runs over", offset=0.5, duration=1.0),
+        replace(plain, id="missing", audio=str(tmp_path / "nowhere.wav")),
+        replace(plain, id="broken", audio=str(tmp_path / "broken.wav")),
+        replace(plain, id="pointer", audio=str(tmp_path / "pointer.wav"), source_lang="gle"),
+        replace(plain, id="zero", duration=0.0),
+        replace(plain, id="beyond", offset=1.5, duration=0.5),
+        replace(plain, id="blank", target_text=" \t"),
+        replace(plain, id="none", target_text=None),
+        replace(plain, id="short", duration=0.05),
+        replace(plain, id="long", audio=speech(tmp_path / "long.wav", 2.1)),
+        replace(plain, id="talk", audio=speech(tmp_path / "talk.wav", 8.0)),
+        replace(plain, id="other", source_lang="que"),
+        replace(plain, id="good", target_text="again"),
+    ]
+
+
+LANGUAGES = ("bem", "est", "gle")
+
+
+def test_every_utterance_is_kept_or_counted_by_language_and_reason(corpus: list[Utterance]) -> None:
+    kept, report = prepare(corpus, languages=LANGUAGES, **LIMITS)
+    assert [utterance.id for utterance in kept] == ["good", "stereo", "segment", "runs over"]
+    assert dict(report.of("bem").skipped) == {
+        audio.MISSING: 1,
+        audio.UNREADABLE: 1,
+        audio.ZERO_LENGTH: 1,
+        audio.BEYOND_END: 1,
+        preparation.NO_TEXT: 2,
+        preparation.TOO_SHORT: 1,
+        preparation.TOO_LONG: 2,
+        preparation.DUPLICATE: 1,
+    }
+    assert dict(report.of("gle").skipped) == {audio.GIT_LFS: 1}
+    assert dict(report.of("que").skipped) == {preparation.OTHER_LANGUAGE: 1}
+    counted = sum(part.kept + part.skipped.total() for part in report.languages.values())
+    assert counted == len(corpus)
+
+
+def test_true_durations_are_filled_in_and_cut_segments_counted(corpus: list[Utterance]) -> None:
+    kept, report = prepare(corpus, languages=LANGUAGES, **LIMITS)
+    assert [utterance.duration for utterance in kept] == [1.0, 1.0, 0.25, 0.5]
+    assert (report.of("bem").cut, report.of("est").cut) == (1, 0)
+    assert report.of("bem").seconds == 1.75
+    assert dict(report.of("est").sample_rates) == {44100: 1}
+    assert dict(report.of("est").channels) == {2: 1}
+
+
+def test_nothing_but_the_duration_changes_and_preparing_twice_changes_nothing(corpus: list[Utterance]) -> None:
+    kept, _ = prepare(corpus, languages=LANGUAGES, **LIMITS)
+    originals = {utterance.id: utterance for utterance in reversed(corpus)}
+    assert kept == [replace(originals[utterance.id], duration=utterance.duration) for utterance in kept]
+    again, report = prepare(kept, languages=LANGUAGES, **LIMITS)
+    assert again == kept
+    assert report.of("bem").skipped.total() == 0
+
+
+def test_the_number_of_processes_does_not_matter(corpus: list[Utterance]) -> None:
+    one, two = (prepare(corpus, languages=LANGUAGES, workers=workers, **LIMITS) for workers in (0, 2))
+    assert one[0] == two[0]
+    assert one[1].to_dict() == two[1].to_dict()
+
+
+def test_all_languages_and_missing_references_can_be_let_in(corpus: list[Utterance]) -> None:
+    kept, _ = prepare(corpus, languages=None, require_text=False, **LIMITS)
+    assert {"blank", "none", "other"} <= {utterance.id for utterance in kept}
+
+
+def test_a_usable_repetition_of_an_unusable_utterance_is_kept(corpus: list[Utterance]) -> None:
+    good = corpus[0]
+    kept, _ = prepare([replace(good, target_text=""), good], languages=None, **LIMITS)
+    assert kept == [replace(good, duration=1.0)]
+
+
+def test_a_talk_of_hours_is_not_decoded_to_see_that_it_is_too_long(
+    corpus: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float | None] = []
+    original = preparation.read_segment
+
+    def recording(path: str, offset: float, duration: float) -> audio.Segment:
+        seconds.append(duration)
+        return original(path, offset, duration)
+
+    monkeypatch.setattr(preparation, "read_segment", recording)
+    prepare([replace(corpus[13], duration=None)], languages=None, **LIMITS)
+    assert seconds == [3.0]
+
+
+def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
+    _, report = prepare(corpus, languages=LANGUAGES, **LIMITS)
+    plain = report.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert list(plain) == ["bem", "est", "gle", "que"]
+    assert plain["bem"]["examples"][preparation.TOO_LONG] == ["long", "talk"]
+    assert plain["est"] == {
+        "kept": 1,
+        "hours": 0.0003,
+        "cut": 0,
+        "skipped": {},
+        "examples": {},
+        "sample_rates": {"44100": 1},
+        "channels": {"2": 1},
+    }
+    summary = report.summary().splitlines()
+    assert summary[1].split()[:5] == ["bem", "3", "0.00", "10", "1"]
+    assert summary[2].split(maxsplit=1)[0] == "2"
+    assert any(line.endswith("too long: long, talk") for line in summary)
+    assert "44100 Hz, 2 channel(s)" in report.summary()
+
+
+def test_a_language_without_utterances_stops_the_run_with_the_counts(corpus: list[Utterance]) -> None:
+    _, report = prepare(corpus, languages=(*LANGUAGES, "aeb"), **LIMITS)
+    report.require(["bem", "est"])
+    with pytest.raises(DataError) as caught:
+        report.require(["bem", "gle", "aeb"])
+    assert str(caught.value).splitlines() == [
+        "data.languages: no usable utterance is left of 2 language(s)",
+        "  gle: 1 read, 1 Git-LFS pointer",
+        "  aeb: none in the corpora, which have bem, est, gle, que",
+    ]
+    with pytest.raises(DataError, match="no utterances at all"):
+        PreparationReport().require(["bem"])
+
+
+def test_limits_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(DataError, match=r"min_seconds \(3\) must be at least 0 and below max_seconds \(2\)"):
+        prepare([], languages=None, min_seconds=3, max_seconds=2)
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], int]:
+    """The ``main`` of launchers/prepare.py, which is a script and no module of the package."""
+    spec = importlib.util.spec_from_file_location("prepare_launcher", ROOT / "launchers" / "prepare.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entry: Callable[[list[str]], int] = module.main
+    return entry
+
+
+def test_the_launcher_writes_manifest_and_report(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path / "raw" / "train.jsonl", corpus[:-1])
+    options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "train"]
+    options += ["--out", str(tmp_path / "out"), "--languages", "bem", "est", "--max-seconds", "2"]
+    assert main(options) == 0
+    kept, report = prepare(corpus[:-1], languages=("bem", "est"), **LIMITS)
+    assert read_manifest(tmp_path / "out" / "train.jsonl") == kept
+    assert json.loads((tmp_path / "out" / "train.report.json").read_text(encoding="utf-8")) == report.to_dict()
+    assert report.summary() in capsys.readouterr().out
+
+
+def test_the_launcher_ends_with_2_and_a_message_on_faults(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path / "raw" / "train.jsonl", corpus[:-1])
+    options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]
+    assert main([*options, "--split", "dev"]) == 2
+    assert "no split 'dev'; splits there: train" in capsys.readouterr().err
+    assert main([*options, "--split", "train", "--languages", "gle"]) == 2
+    assert "gle: 1 read, 1 Git-LFS pointer" in capsys.readouterr().err
+    assert (tmp_path / "out" / "train.report.json").is_file()
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+    with pytest.raises(SystemExit) as caught:
+        main(options)
+    assert caught.value.code == 2
+    assert "--corpus manifest needs --split and --out" in capsys.readouterr().err
+
+
+def test_the_launcher_builds_the_demo_corpus(
+    main: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Path, int]] = []
+    monkeypatch.setattr(
+        "gdps_ds.data.demo.build_demo_corpus", lambda root, workers, progress: calls.append((root, workers))
+    )
+    assert main(["--corpus", "demo", "--root", str(tmp_path)]) == 0
+    assert calls == [(tmp_path, 1)]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no corpus samples in {SHARED}")
+def test_the_launcher_prepares_a_real_corpus_from_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "launchers" / "prepare.py"), "--corpus", "griko-italian"]
+    command += ["--root", str(SHARED / "griko-italian"), "--split", "dev", "--out", str(tmp_path), "--workers", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "44100 Hz, 2 channel(s)" in result.stdout
+    utterances = read_manifest(tmp_path / "dev.jsonl")
+    assert len(utterances) == 33
+    assert all(utterance.duration and utterance.duration > 0.5 for utterance in utterances)
