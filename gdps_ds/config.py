@@ -21,7 +21,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,8}$")]
-ConfigValue = bool | int | float | str
+ConfigValue = bool | int | float | str | None
 
 
 class ConfigError(ValueError):
@@ -44,7 +44,9 @@ class RunConfig(_Section):
     seed: int = Field(1, ge=0, description="seeds initial weights, sampling order, dropout and sketches")
     resume: Literal["auto", "never"] = Field("auto", description="auto goes on from the newest checkpoint in run.dir")
     arms: tuple[Literal["gdps", "uniform"], ...] = Field(
-        ("gdps", "uniform"), min_length=1, description="continuations of the unified model that are trained and compared"
+        ("gdps", "uniform"),
+        min_length=1,
+        description="continuations of the unified model that are trained and compared",
     )
     keep_checkpoints: Count = Field(2, description="newest checkpoints kept beside the unified one")
 
@@ -94,7 +96,8 @@ class ModelConfig(_Section):
 
     pretrained: str | None = Field(None, description="path or hub name of a SeamlessM4T checkpoint; null builds a new model")
     config: dict[str, ConfigValue] = Field(
-        default_factory=dict, description="fields of the transformers config set on top of the checkpoint's (or the class's)"
+        default_factory=dict,
+        description="fields of the transformers config set on top of the checkpoint's (or the class's)",
     )
     vocab_size: Count = Field(500, description="SentencePiece pieces of a new model's tokenizer (pretrained: null)")
     freeze: tuple[str, ...] = Field((), description="glob patterns of parameter names that are not trained")
@@ -135,7 +138,7 @@ class TrainConfig(_Section):
 class MineConfig(_Section):
     """The distributed gradient gatherer."""
 
-    batches: Count = Field(100, description="micro-batches, over all ranks, of the pass without updates that is mined")
+    updates: Count = Field(50, description="the pass without updates sees the data of this many updates")
     sites: tuple[str, ...] = Field(
         ("speech_encoder.encoder.layers.*.ffn1", "speech_encoder.encoder.layers.*.ffn2"),
         min_length=1,
@@ -158,7 +161,8 @@ class PlanConfig(_Section):
         "continuous", description="rule for the shared fraction of the hidden neurons, or the fraction itself"
     )
     width: Literal["preserve", "constant"] = Field(
-        "preserve", description="preserve: private width h - r for each group; constant: (h - r) / G, parameters unchanged"
+        "preserve",
+        description="preserve: private width h - r for each group; constant: (h - r) / G, parameters unchanged",
     )
     init: Literal["neurons", "svd", "random"] = Field("neurons", description="neurons with preserve keeps the function")
     round_to: Count = Field(64, description="shared width is a multiple of this (8 for tiny models)")
@@ -272,7 +276,9 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": "data.max_frames",
         "gradient_accumulation_steps": "train.micro_batches",
     }
-    faults = [f"{key} is set by {owner} of the experiment file; remove it here" for key, owner in owned.items() if key in content]
+    faults = [
+        f"{key} is set by {owner} of the experiment file; remove it here" for key, owner in owned.items() if key in content
+    ]
     if faults:
         raise ConfigError(str(path), faults)
     return content

@@ -68,20 +68,14 @@ def _build_demo(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = DataConfig.model_fields
-    parser = argparse.ArgumentParser(
-        prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True, choices=[*LAYOUTS, DEMO], help="layout of the corpus")
     parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
     parser.add_argument("--split", help="split to prepare, such as train")
     parser.add_argument("--out", type=Path, help="folder for the manifest and the report")
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
-    parser.add_argument(
-        "--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s"
-    )
+    parser.add_argument("--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s")
+    parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
     parser.add_argument("--no-references", action="store_true", help="keep utterances that have no translation")
     return parser

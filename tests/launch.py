@@ -21,7 +21,12 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     """One thread a rank, and the repository on the path of the rank programs in ``tests``."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "WANDB_MODE": "offline",
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 def start(script: str, *arguments: object, ranks: int = 2) -> subprocess.Popen[str]:

@@ -17,7 +17,8 @@ HIDDEN = 48
 
 # The default initialiser range (.02) is so small at this size that an error in one block would not show in the loss.
 ARCHITECTURE = {
-    "hidden_size": 16, "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2, "speech_encoder_intermediate_size": HIDDEN,
+    "hidden_size": 16,
+    "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2, "speech_encoder_intermediate_size": HIDDEN,
     "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 32, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "conv_depthwise_kernel_size": 7, "max_source_positions": 256, "max_position_embeddings": 64,
     "initializer_range": 0.2, "speech_encoder_dropout": 0.0, "adaptor_dropout": 0.0, "dropout": 0.0, "attention_dropout": 0.0,
@@ -45,7 +46,11 @@ def tiny_plan(width: str = "preserve", init: str = "neurons", sites: tuple[str, 
     others = tuple(range(1, HIDDEN, 2))
     private = (others, others) if width == "preserve" else (others[::2], others[1::2])
     return SharingPlan(
-        LANGUAGES, (("aeb", "gle"), ("bem", "est")), tuple(SitePlan(site, HIDDEN, shared, private) for site in sites), width, init
+        LANGUAGES,
+        (("aeb", "gle"), ("bem", "est")),
+        tuple(SitePlan(site, HIDDEN, shared, private) for site in sites),
+        width,
+        init,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -54,8 +54,8 @@ def tree(distance: Array, method: Method) -> Array:
 
 
 def cut(linkage_tree: Array, groups: int) -> Labels:
-    """The partition of a tree into ``groups``, fewer only where distances tie."""
-    return canonical(fcluster(linkage_tree, groups, criterion="maxclust"))
+    """The partition of a tree into exactly ``groups`` groups."""
+    return canonical(cut_tree(linkage_tree, groups)[:, 0])
 
 
 def k_means(similarity: Array, groups: int, seed: int) -> Labels:
@@ -95,20 +95,19 @@ def candidates(similarity: Array, replicates: Array, method: Method = "average")
     resolution = float(np.median(np.nanstd(replicates[upper], axis=-1)))
     root = tree(distance, method)
     defined = [sample for sample in np.moveaxis(replicates, -1, 0) if np.isfinite(sample).all()]
-    roots = [tree(distances(sample), method) for sample in defined]
+    numbers = range(2, min(len(similarity) - 1, MAX_GROUPS) + 1)
+    resampled = [cut_tree(tree(distances(sample), method), numbers) for sample in defined]
     found = []
-    for groups in range(2, min(len(similarity) - 1, MAX_GROUPS) + 1):
+    for column, groups in enumerate(numbers):
         labels = cut(root, groups)
-        agree = sum(adjusted_rand_score(labels, cut(other, groups)) >= AGREEMENT for other in roots)
+        agree = sum(adjusted_rand_score(labels, other[:, column]) >= AGREEMENT for other in resampled)
         found.append(Candidate(labels, silhouette(distance, labels, resolution), agree / replicates.shape[-1]))
     return found
 
 
 def best(considered: list[Candidate], min_stability: float) -> Candidate | None:
     """The stable candidate with the highest silhouette; among equals the one with fewest groups; None if none is."""
-    stable = [
-        candidate for candidate in considered if candidate.stability >= min_stability and candidate.silhouette > 0
-    ]
+    stable = [candidate for candidate in considered if candidate.stability >= min_stability and candidate.silhouette > 0]
     return max(stable, key=lambda candidate: candidate.silhouette, default=None)
 
 

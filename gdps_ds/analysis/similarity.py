@@ -7,9 +7,10 @@ well as the languages. Our rho divides it out. Over *different* folds the noise 
     self(l) = mean over f != f' of cos(v_lf, v_lf')            cross(l, m) = mean over f != f' of cos(v_lf, v_mf')
     rho(l, m) = cross(l, m) / sqrt(self(l) self(m))            (attenuation: Spearman 1904)
 
-estimate |u_l|^2, <u_l, u_m> and cos(u_l, u_m), where u_l is the expected unit gradient of a fold. Two languages share no
-utterance, yet equal folds are left out of cross(l, m) too: folds are drawn by utterance id, so in a multi-parallel corpus
-that numbers its sentences alike in all languages the same sentence, and its noise, falls into the same fold.
+estimate |u_l|^2, <u_l, u_m> and cos(u_l, u_m), where u_l is the expected unit gradient of a fold. Two languages share
+no utterance, yet equal folds are left out of cross(l, m) too: folds are drawn by utterance id, so in a multi-parallel
+corpus that numbers its sentences alike in all languages the same sentence, and its noise, falls into the same fold.
+A bootstrap replicate may draw a fold twice; leaving out equal folds also keeps that pair, of cosine 1, out of self(l).
 
 Everything follows from the cosines between all folds, (L F) x (L F): the bootstrap reweights folds and never returns to
 the gradients.
@@ -65,7 +66,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval; an end is infinite where more than 2.5 % of replicates are undefined."""
+    """A figure with its 95 % bootstrap interval; infinite where over 2.5 % of replicates are undefined."""
 
     value: Array
     low: Array
@@ -75,6 +76,61 @@ class Interval:
     def bounded(self) -> NDArray[np.bool_]:
         """Where the figure is defined, at the estimate and in nearly all replicates."""
         return np.isfinite(self.value) & np.isfinite(self.low) & np.isfinite(self.high)
+
+
+@dataclass(frozen=True)
+class SiteSimilarity:
+    """Everything that the folds say about one site.
+
+    Attributes:
+        published: the paper's figures.
+        self_similarity: (L,) self.
+        cross_similarity: (L, L) cross, NaN on the diagonal.
+        rho: (L, L) noise-corrected similarity.
+        measured: (L, L) pairs, the diagonal excluded, whose rho is told from noise: its interval is bounded.
+        conflict: () mean of 1 - rho over the measured pairs; NaN where there is none.
+        conflict_replicates: (B,).
+        energy: mean over the languages of :func:`energies`.
+        energy_replicates: (B,).
+    """
+
+    published: Published
+    self_similarity: Interval
+    cross_similarity: Array
+    rho: Interval
+    measured: NDArray[np.bool_]
+    conflict: Interval
+    conflict_replicates: Array
+    energy: float
+    energy_replicates: Array
+
+    @property
+    def told_from_noise(self) -> bool:
+        """Whether every pair of languages is measured."""
+        languages = len(self.measured)
+        return int(self.measured.sum()) == languages * (languages - 1)
+
+
+def measure(folds: FoldCosines, weights: Array) -> SiteSimilarity:
+    """All figures of one site; ``weights`` are the (L, F, B) of :func:`bootstrap_weights`."""
+    estimate, replicates = similarity(folds), similarity(folds, weights)
+    rho, rho_replicates = noise_corrected(estimate), noise_corrected(replicates)
+    rho_interval = interval(rho, rho_replicates)
+    apart = ~np.eye(len(rho), dtype=bool)
+    measured = rho_interval.bounded & apart
+    conflict = np.asarray(1 - rho[measured].mean() if measured.any() else np.nan)
+    drawn = 1 - _mean_defined(rho_replicates[measured])
+    return SiteSimilarity(
+        published_similarity(folds),
+        interval(np.diagonal(estimate), np.diagonal(replicates).T),
+        np.where(apart, estimate, np.nan),
+        rho_interval,
+        measured,
+        interval(conflict, drawn),
+        drawn,
+        float(energies(folds).mean()),
+        energies(folds, weights).mean(axis=0),
+    )
 
 
 def fold_cosines(core: Array, tokens: Array) -> FoldCosines:
@@ -196,6 +252,13 @@ def interval(value: Array, replicates: Array) -> Interval:
     lows = np.quantile(np.where(undefined, -np.inf, replicates), low, axis=-1, method="lower")
     highs = np.quantile(np.where(undefined, np.inf, replicates), high, axis=-1, method="higher")
     return Interval(value, np.asarray(lows), np.asarray(highs))
+
+
+def _mean_defined(values: Array) -> Array:
+    """(B,) mean of (N, B) over what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    counts = defined.sum(axis=0)
+    return np.where(counts > 0, np.where(defined, values, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def _mean_of_others(cross: Array) -> Array:

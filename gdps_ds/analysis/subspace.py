@@ -159,10 +159,7 @@ def assign_lanes(name: str, scores: NeuronScores, shared: int, width: Width) -> 
     # Neurons without conflict are equals; the energetic ones gain more from the data of all languages.
     order = np.lexsort((-scores.energies.sum(axis=0), scores.conflict))
     others = np.sort(order[shared:])
-    if width == "preserve":
-        private = [others] * groups
-    else:
-        private = _split_evenly(others, scores.energies[:, others])
+    private = [others] * groups if width == "preserve" else _split_evenly(others, scores.energies[:, others])
     return SitePlan(name, hidden, _ascending(order[:shared]), tuple(_ascending(lane) for lane in private))
 
 

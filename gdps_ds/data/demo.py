@@ -1,15 +1,15 @@
 """A small speech-translation corpus that is made offline: the four pairs of the paper, CLDR texts, eSpeak NG voices.
 
-The task is to translate spoken calendar dates and appointments of Tunisian Arabic (aeb), Bemba (bem), Estonian (est) and
-Irish (gle) into English: ``reede, 7. märts`` -> ``Friday, March 7``; ``Dé hAoine 15:30`` -> ``Friday, 3:30 PM``. Words are
+The task is to translate spoken dates and appointments of Tunisian Arabic (aeb), Bemba (bem), Estonian (est) and Irish
+(gle) into English: ``reede, 7. märts`` -> ``Friday, March 7``; ``Dé hAoine 15:30`` -> ``Friday, 3:30 PM``. Words are
 reordered, and Estonian and Irish tell the time on the 24-hour clock, Arabic and Bemba on the 12-hour clock.
 
-- *Text* is what the Unicode CLDR (through Babel) writes for the locales ``ar_TN``, ``bem``, ``et``, ``ga`` and ``en``. It is
-  all that CLDR has in all four: its Bemba covers the names of days, months and halves of the day, but no units of time.
-- *Speech* is synthesised by eSpeak NG, which also turns the digits into words. It has no Bemba voice: the Swahili voice,
-  a related Bantu language with a similar spelling, reads the Bemba text and says the numbers in Swahili. The Arabic voice
-  is Modern Standard Arabic; CLDR's Tunisian month names make the text Tunisian.
-- *Splits* share no text: a date or time belongs to one split in all languages, and each split has speakers of its own.
+- *Text* is what the Unicode CLDR (through Babel) writes for the locales ``ar_TN``, ``bem``, ``et``, ``ga`` and ``en``.
+  The domain is what CLDR has in all of them: its Bemba covers days, months and halves of the day, but no units of time.
+- *Speech* is synthesised by eSpeak NG, which also turns the digits into words. It has no Bemba voice: its Swahili voice
+  (a related Bantu language with a similar spelling) reads the Bemba text and says the numbers in Swahili. Its Arabic
+  voice is Modern Standard Arabic; what is Tunisian are CLDR's names of the months.
+- *Splits* share no text, in any language: a date or time belongs to one split. Each split has speakers of its own.
 
 This is for demonstrations and tests. Nothing about natural speech follows from scores on it.
 """
@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, time, timedelta
 from functools import cache
 from itertools import islice
@@ -74,12 +74,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One utterance before it is spoken."""
+class _Reading:
+    """How one utterance is to be spoken."""
 
-    id: str
-    source_text: str
-    target_text: str
+    utterance: Utterance
     voice: str
     rate: int
     pitch: int
@@ -134,59 +132,41 @@ def _is_complete(root: Path, settings: Settings) -> bool:
     except (OSError, ValueError):
         raise DataError(f"{root}: exists and is no demo corpus; choose another folder or remove it") from None
     if found != asdict(settings):
-        raise DataError(
-            f"{root}: holds the demo corpus {found}, not {asdict(settings)}; choose another folder or remove it"
-        )
+        raise DataError(f"{root}: holds the demo corpus {found}, not {asdict(settings)}; choose another folder or remove it")
     return True
 
 
 def _build(root: Path, settings: Settings, workers: int, progress: bool) -> None:
-    sizes = {split: getattr(settings, split) for split in SPEAKERS}
-    parts = [
-        (split, language, part)
-        for split, size in sizes.items()
-        for language in LANGUAGES
-        for part in _batches(_lines(language, split, size, settings.seed))
-    ]
+    readings = {
+        split: [
+            reading for language in LANGUAGES for reading in _readings(language, split, getattr(settings, split), settings.seed)
+        ]
+        for split in SPEAKERS
+    }
     for split in SPEAKERS:
         (root / "audio" / split).mkdir(parents=True)
-    manifests: dict[str, list[Utterance]] = {split: [] for split in SPEAKERS}
-    # A synthesiser's noise and flutter depend on all it said before: every part gets a new process, so that the audio
-    # does not depend on which worker is free. Spawned, because the caller may run threads that do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=sum(sizes.values()) * len(LANGUAGES), desc="demo corpus", unit="utt", disable=not progress)
-    with bar, ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(_speak, part, root / "audio" / split) for split, _, part in parts]
-        try:
-            for (split, language, part), job in zip(parts, jobs, strict=True):
-                manifests[split] += _utterances(part, job.result(), language, root / "audio" / split)
-                bar.update(len(part))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    for split, utterances in manifests.items():
-        write_manifest(root / f"{split}.jsonl", utterances)
+    spoken = _speak_all([reading for of_split in readings.values() for reading in of_split], root, workers, progress)
+    for split, of_split in readings.items():
+        write_manifest(root / f"{split}.jsonl", list(islice(spoken, len(of_split))))
     (root / "corpus.json").write_text(json.dumps(asdict(settings)) + "\n", encoding="utf-8")
 
 
-def _utterances(lines: list[_Line], seconds: list[float], language: str, folder: Path) -> list[Utterance]:
-    return [
-        Utterance(
-            id=line.id,
-            audio=str(folder / f"{line.id}.flac"),
-            source_lang=language,
-            target_lang="eng",
-            target_text=line.target_text,
-            source_text=line.source_text,
-            duration=duration,
-        )
-        for line, duration in zip(lines, seconds, strict=True)
-    ]
-
-
-def _batches(lines: list[_Line]) -> Iterator[list[_Line]]:
-    iterator = iter(lines)
-    return iter(lambda: list(islice(iterator, PART)), [])
+def _speak_all(readings: list[_Reading], root: Path, workers: int, progress: bool) -> Iterator[Utterance]:
+    """Synthesise ``readings`` in parallel; the utterances with their audio, in order."""
+    # A synthesiser's flutter depends on all it said before: every part gets a new process, so that the audio does not
+    # depend on which worker is free. Spawned, because the caller may run threads that do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    parts = [readings[start : start + PART] for start in range(0, len(readings), PART)]
+    bar = tqdm(total=len(readings), desc="demo corpus", unit="utt", disable=not progress)
+    with bar, ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        jobs = [pool.submit(_speak, part, root) for part in parts]
+        try:
+            for job in jobs:
+                yield from job.result()
+                bar.update(len(job.result()))
+        finally:
+            for job in jobs:  # After an error: do not make the rest first.
+                job.cancel()
 
 
 # Text.
@@ -231,7 +211,7 @@ def _clock(moment: time, locale: Locale) -> str:
     return format_time(moment, pattern, locale=locale)
 
 
-def _lines(language: str, split: str, size: int, seed: int) -> list[_Line]:
+def _readings(language: str, split: str, size: int, seed: int) -> list[_Reading]:
     """``size`` utterances of a split: texts drawn without repetition until there are no more, random voices."""
     locale, voice = LANGUAGES[language]
     sources, targets = phrases(locale), phrases("en")
@@ -239,23 +219,23 @@ def _lines(language: str, split: str, size: int, seed: int) -> list[_Line]:
     generator = np.random.default_rng(keys)
     pool = _split_items(len(targets), seed)[split]
     rounds = [generator.permutation(pool) for _ in range(-(-size // len(pool)))]
-    return [
-        _Line(
-            id=f"{language}-{split}-{number:05d}",
-            source_text=sources[item],
-            target_text=targets[item],
+    readings = []
+    for number, item in enumerate(np.concatenate(rounds)[:size]):
+        name = f"{language}-{split}-{number:05d}"
+        reading = _Reading(
+            Utterance(name, f"audio/{split}/{name}.flac", language, "eng", targets[item], sources[item]),
             voice=f"{voice}+{generator.choice(SPEAKERS[split])}",
             rate=int(generator.integers(*RATE, endpoint=True)),
             pitch=int(generator.integers(*PITCH, endpoint=True)),
             snr_db=float(generator.uniform(*SNR_DB)),
             seed=(*keys, number),
         )
-        for number, item in enumerate(np.concatenate(rounds)[:size])
-    ]
+        readings.append(reading)
+    return readings
 
 
 def _split_items(items: int, seed: int) -> dict[str, np.ndarray]:
-    """Which items belong to which split, the same for all languages: a tenth each to dev and test, the rest to train."""
+    """Which items belong to which split in all languages: a tenth each to dev and test, the rest to train."""
     order = np.random.default_rng(seed).permutation(items)
     tenth = items // 10
     return {"dev": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
@@ -264,16 +244,17 @@ def _split_items(items: int, seed: int) -> dict[str, np.ndarray]:
 # Speech.
 
 
-def _speak(lines: list[_Line], folder: Path) -> list[float]:
-    """Synthesise ``lines`` into ``folder``; their lengths in seconds. Runs in a process of its own."""
+def _speak(readings: list[_Reading], root: Path) -> list[Utterance]:
+    """Synthesise ``readings`` below ``root``, in a process of its own; the utterances with path and length."""
     synthesiser = _Synthesiser()
-    seconds = []
-    for line in lines:
-        samples = soxr.resample(synthesiser.speak(line), synthesiser.sample_rate, SAMPLE_RATE)
-        samples = _with_noise(samples, line.snr_db, np.random.default_rng(line.seed))
-        soundfile.write(folder / f"{line.id}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
-        seconds.append(len(samples) / SAMPLE_RATE)
-    return seconds
+    utterances = []
+    for reading in readings:
+        path = root / reading.utterance.audio
+        samples = soxr.resample(synthesiser.speak(reading), synthesiser.sample_rate, SAMPLE_RATE)
+        samples = _with_noise(samples, reading.snr_db, np.random.default_rng(reading.seed))
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        utterances.append(replace(reading.utterance, audio=str(path), duration=len(samples) / SAMPLE_RATE))
+    return utterances
 
 
 def _with_noise(samples: np.ndarray, snr_db: float, generator: np.random.Generator) -> np.ndarray:
@@ -297,30 +278,28 @@ class _Synthesiser:
             *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int),
             *(ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p),
         ]
-        self.sample_rate = self._library.espeak_Initialize(
-            self._SYNCHRONOUS, 0, str(self._data).encode(), self._DONT_EXIT
-        )
+        self.sample_rate = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, str(self._data).encode(), self._DONT_EXIT)
         if self.sample_rate <= 0:
             raise DataError(f"eSpeak NG cannot start with its data in {self._data}; reinstall espeakng_loader")
+        self._library.espeak_ng_SetRandSeed(1)  # Breath noise is seeded by the clock otherwise.
         self._chunks: list[np.ndarray] = []
         self._callback = self._CALLBACK(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def speak(self, line: _Line) -> np.ndarray:
-        """The waveform of ``line.source_text`` at ``sample_rate``, float64 within [-1, 1]."""
-        variant = self._data / "voices" / "!v" / line.voice.partition("+")[2]
+    def speak(self, reading: _Reading) -> np.ndarray:
+        """The waveform of the source text at ``sample_rate``, float64 within [-1, 1]."""
+        variant = self._data / "voices" / "!v" / reading.voice.partition("+")[2]
         if not variant.is_file():  # eSpeak NG itself would quietly take the plain voice.
             raise DataError(f"eSpeak NG has no voice variant {variant}; reinstall espeakng_loader")
-        self._check(self._library.espeak_SetVoiceByName(line.voice.encode()), "espeak_SetVoiceByName", line)
-        self._check(self._library.espeak_SetParameter(self._RATE, line.rate, 0), "espeak_SetParameter", line)
-        self._check(self._library.espeak_SetParameter(self._PITCH, line.pitch, 0), "espeak_SetParameter", line)
+        text = f"{reading.utterance.source_text}\0".encode()
         self._chunks.clear()
-        text = line.source_text.encode() + b"\0"
-        status = self._library.espeak_Synth(text, len(text), 0, 0, 0, self._UTF8, None, None)
-        self._check(status, "espeak_Synth", line)
+        self._call("espeak_SetVoiceByName", reading, reading.voice.encode())
+        self._call("espeak_SetParameter", reading, self._RATE, reading.rate, 0)
+        self._call("espeak_SetParameter", reading, self._PITCH, reading.pitch, 0)
+        self._call("espeak_Synth", reading, text, len(text), 0, 0, 0, self._UTF8, None, None)
         samples = np.concatenate(self._chunks) / 32768 if self._chunks else np.zeros(0)
         if not samples.any():
-            raise DataError(f"eSpeak NG returned no sound for {line}")
+            raise DataError(f"eSpeak NG returned no sound for {reading}")
         return samples
 
     def _collect(self, samples: Any, count: int, _events: Any) -> int:
@@ -328,7 +307,7 @@ class _Synthesiser:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    @staticmethod
-    def _check(status: int, function: str, line: _Line) -> None:
+    def _call(self, function: str, reading: _Reading, *arguments: object) -> None:
+        status = getattr(self._library, function)(*arguments)
         if status != 0:
-            raise DataError(f"eSpeak NG: {function} failed with status {status} for {line}")
+            raise DataError(f"eSpeak NG: {function} failed with status {status} for {reading}")

@@ -77,12 +77,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         ManifestError: lists unknown and missing keys, wrong types, bad values and duplicate ids with line numbers.
     """
     path = Path(path)
-    folder = path.absolute().parent
+    folder = _folder_of(path)
     records: list[dict[str, Any]] = []
     faults: list[tuple[int, str]] = []
     first_line: dict[str, int] = {}
     try:
-        # Bytes, because text mode would also split at U+2028 and stop at the first line that is not UTF-8.
+        # Bytes, so that a line that is not UTF-8 does not hide the faults of the others.
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest") from None
@@ -105,7 +105,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
         ManifestError: an utterance that :func:`read_manifest` would refuse; nothing is written.
     """
     path = Path(path)
-    folder = path.absolute().parent
+    folder = _folder_of(path)
     records = [asdict(utterance) for utterance in utterances]
     first_line: dict[str, int] = {}
     faults = [
@@ -186,6 +186,11 @@ def _duplicate(record: Mapping[str, Any], number: int, first_line: dict[str, int
     if not isinstance(identifier, str) or first_line.setdefault(identifier, number) == number:
         return []
     return [f"id '{identifier}' is already on line {first_line[identifier]}"]
+
+
+def _folder_of(path: Path) -> Path:
+    """The absolute folder of a file, without ``..`` but with its symbolic links."""
+    return Path(os.path.normpath(path.absolute().parent))
 
 
 def _relative(audio: str, folder: Path) -> str:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from gdps_ds.config import TrainConfig
+from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.model.families import set_training_mode
+from gdps_ds.model.routing import Router
 
 TRUNK, SITES, PRIVATE = "trunk", "sites", "private"
 """Parameter groups. The blocks that may be split are kept apart from the trunk from the start, so that the trunk's flat
@@ -33,12 +35,20 @@ class Engine:
         settings: the DeepSpeed file's content (stage, precision, offload).
         train: the optimisation recipe; ``micro_batches`` must be a multiple of the world size.
         sites: the candidate blocks.
+        router: routes utterances to lanes where the model is split.
     """
 
     def __init__(
-        self, model: nn.Module, comm: Communicator, settings: Mapping[str, Any], train: TrainConfig, sites: Sequence[str]
+        self,
+        model: nn.Module,
+        comm: Communicator,
+        settings: Mapping[str, Any],
+        train: TrainConfig,
+        sites: Sequence[str],
+        router: Router | None = None,
     ) -> None:
         self.comm = comm
+        self.router = router
         self.accumulation = accumulation_steps(train, comm.world_size)
         self._build = (settings, train, sites)
         groups = parameter_groups(model, sites)
@@ -69,20 +79,41 @@ class Engine:
         finally:
             self.train(True)
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of :meth:`forward` for direct calls of the module, such as ``generate``."""
-        if not self.deepspeed.torch_autocast_enabled():
-            return contextlib.nullcontext()
-        return torch.autocast(self.comm.device.type, dtype=self.deepspeed.torch_autocast_dtype())
+    def route(self, batch: Batch) -> None:
+        """Send the utterances of ``batch`` to the lanes of their groups in the next forward pass of the module."""
+        if self.router is not None:
+            self.router.assign(batch.languages, self.comm.device)
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits (B, U, V) of a micro-batch."""
-        return self.deepspeed(**self._cast(inputs)).logits
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, U, V) of a micro-batch that is on the host, on the engine's device."""
+        self.route(batch)
+        return self.deepspeed(**self.inputs(batch)).logits
 
-    def forward_module(self, **inputs: Tensor) -> Tensor:
-        """Logits by the module itself, around DeepSpeed's bookkeeping: for a backward pass that must not touch gradients."""
-        with self.autocast():
-            return self.module(**self._cast(inputs)).logits
+    def forward_around(self, batch: Batch, input_features: Tensor) -> Tensor:
+        """Logits by the module itself, around DeepSpeed's bookkeeping, for a backward pass that forms no gradients."""
+        self.route(batch)
+        with self._autocast():
+            return self.module(**self.inputs(batch) | {"input_features": input_features}).logits
+
+    def generate(self, batch: Batch, decoder_input_ids: Tensor, **options: Any) -> Tensor:
+        """Token ids by ``transformers``' generate, from (B, 1) target language codes. Collective at stage 3."""
+        self.route(batch)
+        inputs = self.inputs(batch) | {"decoder_input_ids": decoder_input_ids.to(self.comm.device)}
+        module: Any = self.module
+        with self._autocast():
+            # At ZeRO-3 a rank that has finished goes on generating until all have: weights are gathered together.
+            return module.generate(**inputs, synced_gpus=self.stage == 3, **options)
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's arguments on the device, floating ones in the precision of the weights (16-bit without autocast).
+
+        Without ``labels``: the loss is ours, so the model must not compute its own.
+        """
+        dtype = next(self.module.parameters()).dtype
+        inputs = {"input_features": batch.input_features.to(dtype), "attention_mask": batch.attention_mask}
+        if batch.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = batch.decoder_input_ids
+        return {name: value.to(self.comm.device, non_blocking=True) for name, value in inputs.items()}
 
     def backward(self, loss_sum: Tensor, global_tokens: float) -> None:
         """Accumulate the gradient of ``loss_sum / global_tokens``, where the update's tokens are counted over all ranks.
@@ -104,16 +135,15 @@ class Engine:
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
+    def save(self, folder: Path, tag: str) -> None:
         """Write DeepSpeed's own checkpoint into ``folder/tag``. Collective."""
-        self.deepspeed.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
+        self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
-    def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Restore weights, moments and counters from ``folder/tag``; gives back the client state. Collective."""
-        path, client_state = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore weights, moments and counters from ``folder/tag``. Collective."""
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint at {folder / tag}")
-        return client_state
 
     def close(self) -> nn.Module:
         """Take the engine down and give back the bare module (its parameters stay partitioned at stage 3)."""
@@ -125,14 +155,15 @@ class Engine:
         gc.collect()
         return module
 
-    def rebuilt(self, model: nn.Module) -> Engine:
-        """A new engine of the same settings around ``model``."""
-        return Engine(model, self.comm, *self._build)
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of DeepSpeed's forward pass, for calls of the module itself."""
+        if not self.deepspeed.torch_autocast_enabled():
+            return contextlib.nullcontext()
+        return torch.autocast(self.comm.device.type, dtype=self.deepspeed.torch_autocast_dtype())
 
-    def _cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Floating inputs in the precision of the weights (16-bit training without autocast)."""
-        dtype = next(self.module.parameters()).dtype
-        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    def rebuilt(self, model: nn.Module, router: Router | None) -> Engine:
+        """A new engine of the same settings around ``model``."""
+        return Engine(model, self.comm, *self._build, router)
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gdps_ds.analysis.sketch import HALVES, Sketches, SiteSketch, sign_projection
+from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches, sign_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR
@@ -63,26 +64,31 @@ class GradientGatherer:
         self.languages = tuple(languages)
         self.seed = seed
         self._folds = settings.folds
+        self._device = device
         self._watched: _Watched | None = None
         slots = len(languages) * settings.folds
-        self._tokens = torch.zeros(slots, dtype=torch.float64, device=device)
-        self._utterances = torch.zeros(slots, dtype=torch.float64, device=device)
+        self._tokens = torch.zeros(slots, dtype=torch.float64)
+        self._utterances = torch.zeros(slots, dtype=torch.float64)
         self._linears: dict[str, _LinearSketch] = {}
         for site in self.sites:
             block = model.get_submodule(site)
             for role in (INPUT_LINEAR, OUTPUT_LINEAR):
-                linear = block.get_submodule(role)
                 name = f"{site}.{role}"
                 self._linears[name] = _LinearSketch(
-                    linear, name, settings.sketch, slots, len(languages) * HALVES, seed, device, hidden_out=role == INPUT_LINEAR
+                    cast(nn.Linear, block.get_submodule(role)),
+                    name,
+                    settings.sketch,
+                    slots,
+                    len(languages) * HALVES,
+                    seed,
+                    device,
+                    hidden_out=role == INPUT_LINEAR,
                 )
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on inside, all of them gone outside."""
-        handles = [
-            sketch.linear.register_forward_hook(self._forward_hook(sketch)) for sketch in self._linears.values()
-        ]
+        handles = [sketch.linear.register_forward_hook(self._forward_hook(sketch)) for sketch in self._linears.values()]
         try:
             yield
         finally:
@@ -90,15 +96,18 @@ class GradientGatherer:
             self._watched = None
 
     def watch(self, languages: Tensor, folds: Tensor, mask: Tensor, tokens: Tensor, scale: float = 1.0) -> None:
-        """Announce the next micro-batch: language, fold and target tokens (B,), frame mask (B, T).
+        """Announce the next micro-batch: language, fold and target tokens (B,), frame mask (B, T), on the host.
 
         ``scale`` turns the gradients of the loss that will be differentiated into those of the summed token loss; it undoes
         loss scaling, accumulation and token averaging.
         """
         slots = languages * self._folds + folds
-        self._watched = _Watched(mask.unsqueeze(-1).float(), slots, languages * HALVES + folds % HALVES, scale)
         self._tokens.index_add_(0, slots, tokens.double())
         self._utterances.index_add_(0, slots, torch.ones_like(tokens, dtype=torch.float64))
+        halves = languages * HALVES + folds % HALVES
+        self._watched = _Watched(
+            mask.unsqueeze(-1).float().to(self._device), slots.to(self._device), halves.to(self._device), scale
+        )
 
     def reduce(self, comm: Communicator) -> Sketches:
         """Sum over ranks, one flat buffer a linear, in the fixed order of the sites; ranks without data add zeros."""
@@ -108,7 +117,7 @@ class GradientGatherer:
         for site in self.sites:
             parts = [self._linears[f"{site}.{role}"].reduced(comm) for role in (INPUT_LINEAR, OUTPUT_LINEAR)]
             core = np.stack([core.reshape(*shape, *core.shape[1:]) for core, _ in parts])
-            neurons = sum(neurons for _, neurons in parts)
+            neurons = parts[0][1] + parts[1][1]
             sites[site] = SiteSketch(core, neurons.reshape(len(self.languages), HALVES, *neurons.shape[1:]))
         return Sketches(self.languages, tokens, utterances, sites, self.seed)
 
@@ -137,7 +146,7 @@ class _LinearSketch:
 
     def __init__(
         self,
-        linear: nn.Module,
+        linear: nn.Linear,
         name: str,
         k: int,
         slots: int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import deepspeed
 import torch
@@ -28,7 +29,7 @@ Sources = Mapping[str, tuple[str, Source]]
 """Full name of a new parameter -> (full name of the dense parameter that it comes from, selection of neurons)."""
 
 
-def replace_blocks(engine: Engine, plan: SharingPlan, languages: Sequence[str], seed: int) -> tuple[Engine, Router]:
+def replace_blocks(engine: Engine, plan: SharingPlan, languages: Sequence[str], seed: int) -> Engine:
     """Split the blocks of ``plan`` in a live engine; the old engine must not be used afterwards.
 
     Parameters, Adam's moments and step counts of everything else, and the engine's counters, stay as they are. With
@@ -43,8 +44,7 @@ def replace_blocks(engine: Engine, plan: SharingPlan, languages: Sequence[str], 
     counters = {name: getattr(engine.deepspeed, name) for name in COUNTERS}
     scaler = copy.copy(getattr(engine.deepspeed.optimizer, "loss_scaler", None))
     module = engine.close()
-    router = split_partitioned(module, plan, seed)
-    new_engine = engine.rebuilt(module)
+    new_engine = engine.rebuilt(module, split_partitioned(module, plan, languages, seed))
     for name, value in counters.items():
         setattr(new_engine.deepspeed, name, value)
     if scaler is not None:
@@ -53,12 +53,12 @@ def replace_blocks(engine: Engine, plan: SharingPlan, languages: Sequence[str], 
     if new_engine.stage in (1, 2):
         new_engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
     gc.collect()
-    return new_engine, router
+    return new_engine
 
 
-def split_partitioned(module: nn.Module, plan: SharingPlan, seed: int) -> Router:
+def split_partitioned(module: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int) -> Router:
     """As :func:`gdps_ds.model.surgery.split_model`, also where ZeRO-3 has partitioned the module; one block at a time."""
-    router = Router(plan.groups)
+    router = Router(plan.groups, languages)
     for site in plan.sites:
         dense = module.get_submodule(site.name)
         parameters = {name: dense.get_parameter(name) for name in BLOCK_PARAMETERS}
@@ -67,7 +67,8 @@ def split_partitioned(module: nn.Module, plan: SharingPlan, seed: int) -> Router
             weights = {name: parameter.detach() for name, parameter in parameters.items()}
             block = build_block(dense, weights, site, plan, router, seed)
         if partitioned:
-            parameters[BLOCK_PARAMETERS[0]].convert_to_zero_parameters(list(block.parameters()))
+            first: Any = parameters[BLOCK_PARAMETERS[0]]
+            first.convert_to_zero_parameters(list(block.parameters()))
         module.set_submodule(site.name, block)
     return router
 
@@ -133,5 +134,3 @@ def _copy_untouched(target: Tensor, fragment: Fragment, key: str, old: ShardedSt
 def _copy_fragment(target: Tensor, fragment: Fragment, whole: Tensor) -> None:
     values = whole.reshape(-1).narrow(0, fragment.start, fragment.numel)
     target.narrow(0, fragment.offset, fragment.numel).copy_(values)
-
-

@@ -24,7 +24,6 @@ from gdps_ds.model.grouped_ffn import GroupedFeedForward, Lane
 
 INPUT_LINEAR, OUTPUT_LINEAR = "intermediate_dense", "output_dense"
 NO_LAYERDROP = {"speech_encoder_layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
-IGNORED_LABEL = -100
 
 
 def load_config(settings: ModelConfig, vocab_size: int | None) -> SeamlessM4TConfig:
@@ -104,15 +103,17 @@ def hidden_widths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def train_tokenizer(
-    texts: Iterable[str], languages: Sequence[str], folder: Path, vocab_size: int
-) -> SeamlessM4TTokenizer:
-    """A SentencePiece model of ``texts`` wrapped as SeamlessM4T's tokenizer, with a code for each target language."""
+def train_tokenizer(texts: Iterable[str], languages: Sequence[str], folder: Path, vocab_size: int) -> SeamlessM4TTokenizer:
+    """A SentencePiece model of ``texts`` wrapped as SeamlessM4T's tokenizer, with a code for each target language.
+
+    Byte pair encoding: on a small text it keeps whole words, where a unigram model falls apart into characters.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_prefix=str(folder / "sentencepiece"),
         vocab_size=vocab_size,
+        model_type="bpe",
         hard_vocab_limit=False,
         character_coverage=1.0,
         unk_id=0,

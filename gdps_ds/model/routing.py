@@ -36,26 +36,30 @@ class Assignment:
 
 
 class Router:
-    """Holds the current :class:`Assignment`; one instance is shared by all lanes of a model."""
+    """Holds the current :class:`Assignment`; one instance is shared by all lanes of a model.
 
-    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+    Args:
+        groups: the plan's language groups.
+        languages: the run's source languages, in the order of the indices that :meth:`assign` takes.
+
+    Raises:
+        ValueError: a language belongs to no group.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[str]], languages: Sequence[str]) -> None:
         self.groups = tuple(tuple(group) for group in groups)
+        group_of = {language: index for index, group in enumerate(self.groups) for language in group}
+        missing = [language for language in languages if language not in group_of]
+        if missing:
+            raise ValueError(f"no group of the plan has {', '.join(missing)} (data.languages and plan.groups must agree)")
+        self._group_of_language = torch.tensor([group_of[language] for language in languages])
         self._assignment: Assignment | None = None
 
-    def assign(self, groups: Sequence[int], device: torch.device | str) -> None:
-        """Set the group index of each utterance of the next micro-batch.
-
-        Raises:
-            ValueError: an index is not one of the plan's groups.
-        """
-        indices = torch.as_tensor(groups, dtype=torch.int64)
-        if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < len(self.groups)):
-            raise ValueError(
-                f"an utterance has group {sorted(set(indices.tolist()))}, but the plan has groups 0..{len(self.groups) - 1}; "
-                "its language belongs to no group of the plan (data.languages and plan.groups must agree)"
-            )
-        order = torch.argsort(indices, stable=True)
-        sizes = tuple(torch.bincount(indices, minlength=len(self.groups)).tolist())
+    def assign(self, languages: Tensor, device: torch.device | str) -> None:
+        """Route the next micro-batch by the language index of each utterance, (B,) on the host."""
+        groups = self._group_of_language[languages]
+        order = torch.argsort(groups, stable=True)
+        sizes = tuple(torch.bincount(groups, minlength=len(self.groups)).tolist())
         self._assignment = Assignment(order.to(device), torch.argsort(order).to(device), sizes)
 
     def assignment(self, batch: int) -> Assignment:

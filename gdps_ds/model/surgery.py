@@ -6,8 +6,9 @@ of one parameter of the dense block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def keeps_function(plan: SharingPlan) -> bool:
 
 
 def build_block(
-    dense: nn.Module, weights: Mapping[str, Tensor], site: SitePlan, plan: SharingPlan, router: Router, seed: int
+    dense: Any, weights: Mapping[str, Tensor], site: SitePlan, plan: SharingPlan, router: Router, seed: int
 ) -> GroupedFeedForward:
     """The split block of ``site``, initialised by ``plan.init``.
 
@@ -87,9 +88,9 @@ def build_block(
     return block.train(dense.training)
 
 
-def split_model(model: nn.Module, plan: SharingPlan, seed: int) -> Router:
+def split_model(model: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int) -> Router:
     """Split every site of ``plan`` in a plain (unpartitioned) model in place; the router that the caller must set."""
-    router = Router(plan.groups)
+    router = Router(plan.groups, languages)
     for site in plan.sites:
         dense = model.get_submodule(site.name)
         weights = {name: dense.get_parameter(name).detach() for name in BLOCK_PARAMETERS}

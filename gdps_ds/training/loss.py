@@ -8,22 +8,18 @@ from torch import Tensor
 from gdps_ds.data.collate import IGNORED_LABEL, Batch
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The arguments of the model's forward pass. Without ``labels``: the loss is ours, so the model must not add its own."""
-    assert batch.decoder_input_ids is not None, "training and dev batches have references"
-    return {
-        "input_features": batch.input_features,
-        "attention_mask": batch.attention_mask,
-        "decoder_input_ids": batch.decoder_input_ids,
-    }
-
-
-def utterance_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """(B,) label-smoothed cross-entropy of each utterance, summed over its target tokens, in fp32.
+def utterance_losses(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """(B,) label-smoothed cross-entropy of each utterance in nats, summed over its target tokens, in fp32.
 
     Args:
-        logits: (B, U, V). labels: (B, U), -100 where padded.
+        logits: (B, U, V) for the labels of ``batch``, which may still be on the host.
+
+    Raises:
+        ValueError: the batch has no references.
     """
+    if batch.labels is None:
+        raise ValueError("a batch without references has no loss")
+    labels = batch.labels.to(logits.device, non_blocking=True)
     losses = F.cross_entropy(
         logits.float().flatten(0, 1),
         labels.flatten(),
@@ -32,3 +28,10 @@ def utterance_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> 
         label_smoothing=label_smoothing,
     )
     return losses.view_as(labels).sum(1)
+
+
+def target_tokens(batch: Batch) -> Tensor:
+    """(B,) labels that count in each utterance's loss."""
+    if batch.labels is None:
+        raise ValueError("a batch without references has no loss")
+    return (batch.labels != IGNORED_LABEL).sum(1)

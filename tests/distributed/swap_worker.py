@@ -15,27 +15,22 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks
 from gdps_ds.distributed.shards import MASTER, MOMENTS, ShardedState
-from gdps_ds.model.routing import Router
-from gdps_ds.training.loss import model_inputs, utterance_losses
+from gdps_ds.training.loss import utterance_losses
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
 
 RATES = {name: {"lr": 5e-3, "weight_decay": 0.01} for name in ("trunk", "sites", "private")}
 MICRO_BATCHES = 2
 
 
-def train(engine: Engine, router: Router | None, updates: range) -> list[float]:
+def train(engine: Engine, updates: range) -> list[float]:
     """Mean loss over the tokens of each update, over all ranks."""
-    plan = tiny_plan()
     losses = []
     for update in updates:
         batches = [random_batch(update * MICRO_BATCHES + number) for number in range(MICRO_BATCHES)]
         tokens = sum(batch.target_tokens for batch in batches)
         total = 0.0
         for batch in batches[engine.comm.rank :: engine.comm.world_size]:
-            if router is not None:
-                router.assign([plan.group_of(LANGUAGES[language]) for language in batch.languages], engine.comm.device)
-            batch = batch.to(engine.comm.device)
-            loss = utterance_losses(engine.forward(**model_inputs(batch)), batch.labels, 0.1).sum()
+            loss = utterance_losses(engine.forward(batch), batch, 0.1).sum()
             engine.backward(loss, tokens)
             engine.step(RATES)
             total += loss.item()
@@ -43,13 +38,11 @@ def train(engine: Engine, router: Router | None, updates: range) -> list[float]:
     return losses
 
 
-def probe(engine: Engine, router: Router | None) -> float:
+def probe(engine: Engine) -> float:
     batch = random_batch(999)
-    if router is not None:
-        router.assign([tiny_plan().group_of(LANGUAGES[language]) for language in batch.languages], engine.comm.device)
     with engine.evaluating():
-        logits = engine.forward(**model_inputs(batch.to(engine.comm.device)))
-    return utterance_losses(logits, batch.labels.to(engine.comm.device), 0.0).sum().item() / batch.target_tokens
+        losses = utterance_losses(engine.forward(batch), batch, 0.0)
+    return losses.sum().item() / batch.target_tokens
 
 
 def snapshot(engine: Engine) -> dict[tuple[str, str], torch.Tensor]:
@@ -63,18 +56,21 @@ def run(comm: Communicator, settings: Path, mode: str) -> dict:
     warm = 0 if mode == "cold" else 3
     plan = tiny_plan(sites=SITES if mode == "two-sites" else SITES[-1:])
     engine = Engine(
-        tiny_model(checkpointing=mode == "checkpointing"), comm, load_deepspeed_file(settings), tiny_train(MICRO_BATCHES), SITES
+        tiny_model(checkpointing=mode == "checkpointing"),
+        comm,
+        load_deepspeed_file(settings),
+        tiny_train(MICRO_BATCHES),
+        SITES,
     )
-    losses = train(engine, None, range(warm))
-    before, probe_before = snapshot(engine), probe(engine, None)
+    losses = train(engine, range(warm))
+    before, probe_before = snapshot(engine), probe(engine)
     old, old_zero = weakref.ref(engine.deepspeed), weakref.ref(engine.deepspeed.optimizer)
-    router = None
     if mode != "unsplit":
-        engine, router = replace_blocks(engine, plan, LANGUAGES, seed=1)
+        engine = replace_blocks(engine, plan, LANGUAGES, seed=1)
         gc.collect()
-    after, probe_after = snapshot(engine), probe(engine, router)
+    after, probe_after = snapshot(engine), probe(engine)
     untouched = [key for key in before if key in after]
-    losses += train(engine, router, range(warm, warm + 4))
+    losses += train(engine, range(warm, warm + 4))
     result = {
         "losses": losses,
         "probe": [probe_before, probe_after],
@@ -83,7 +79,7 @@ def run(comm: Communicator, settings: Path, mode: str) -> dict:
         "leaked": mode != "unsplit" and engine.stage > 0 and (old() is not None or old_zero() is not None),
         "steps": engine.deepspeed.global_steps,
     }
-    if warm and router is not None:
+    if warm and engine.router is not None:
         neurons = torch.tensor(plan.sites[0].private[1])
         name = plan.sites[0].name
         result["lane"] = {

@@ -59,9 +59,7 @@ def test_nothing_of_the_old_engine_is_left(results: Results) -> None:
 
 
 def test_counters_go_on(results: Results) -> None:
-    assert {name: result["steps"] for name, result in results.items()} == {
-        name: 4 if "cold" in name else 7 for name in results
-    }
+    assert {name: result["steps"] for name, result in results.items()} == {name: 4 if "cold" in name else 7 for name in results}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gdps_ds.analysis.sketch import HALVES, Sketches, SiteSketch
+from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches
 
 Array = NDArray[np.float64]
 NAMES = ("aeb", "bem", "est", "gle", "que", "mar", "bho", "grk", "mdw", "fra", "ita", "spa")
@@ -87,9 +87,7 @@ def _directions(generator: np.random.Generator, groups: NDArray[np.int64], size:
 def _mix(directions: Array, groups: NDArray[np.int64], site: PlantedSite) -> Array:
     common, by_group, own = np.split(directions, [1, 2 + int(groups.max())])
     return np.asarray(
-        site.between**0.5 * common
-        + (site.within - site.between) ** 0.5 * by_group[groups]
-        + (1 - site.within) ** 0.5 * own
+        site.between**0.5 * common + (site.within - site.between) ** 0.5 * by_group[groups] + (1 - site.within) ** 0.5 * own
     )
 
 

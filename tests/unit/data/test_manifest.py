@@ -66,6 +66,13 @@ def test_audio_below_the_manifest_is_relative_so_that_the_folder_can_move(tmp_pa
     assert second.audio == str(outside)
 
 
+def test_dots_in_the_path_of_the_manifest_do_not_make_audio_absolute(tmp_path: Path) -> None:
+    path = tmp_path / "x" / ".." / "m.jsonl"
+    write_manifest(path, [Utterance("a", str(tmp_path / "x" / ".." / "a.wav"), "bem", "eng", "x")])
+    assert json.loads((tmp_path / "m.jsonl").read_text(encoding="utf-8"))["audio"] == "a.wav"
+    assert read_manifest(path)[0].audio == str(tmp_path / "a.wav")
+
+
 def test_relative_paths_start_at_the_manifest_not_at_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,128 @@
+"""The figures behind a plan as plain JSON values: what :mod:`~gdps_ds.analysis.planner` stores in the plan."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gdps_ds.analysis.clustering import Candidate
+from gdps_ds.analysis.similarity import Array, Interval, SiteSimilarity
+from gdps_ds.analysis.sites import RankedSite
+from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.analysis.subspace import IN_COMMON, JointSVD, NeuronScores, canonical_correlations, noise_ridge, whiten
+from gdps_ds.config import PlanConfig
+
+DIGITS = 5
+"""Significant digits of a stored figure."""
+
+
+def figures(values: ArrayLike) -> Any:
+    """A float or nested lists of floats, rounded to :data:`DIGITS` significant digits; None where not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    safe = np.where(finite, array, 0.0)
+    exponent = np.floor(np.log10(np.where(safe == 0, 1.0, np.abs(safe))))
+    # Dividing by a power of ten gives the shortest decimal; multiplying by its inverse would not.
+    power = DIGITS - 1 - exponent
+    scale = 10.0 ** np.abs(power)
+    rounded = np.where(power >= 0, np.round(safe * scale) / scale, np.round(safe / scale) * scale).astype(object)
+    rounded[~finite] = None
+    return rounded.tolist()
+
+
+def interval_figures(figure: Interval) -> dict[str, Any]:
+    """Value and both ends of its 95 % interval; an end is None where it is unbounded."""
+    return {"value": figures(figure.value), "low": figures(figure.low), "high": figures(figure.high)}
+
+
+def site_figures(site: SiteSimilarity, rank: RankedSite) -> dict[str, Any]:
+    """All similarities of a site and how it ranks."""
+    published = site.published
+    return {
+        "conflict": interval_figures(site.conflict),
+        "weighted_conflict": interval_figures(rank.weighted_conflict),
+        "significant": rank.significant,
+        "energy_share": figures(rank.energy_share),
+        "self": interval_figures(site.self_similarity),
+        "cross": figures(site.cross_similarity),
+        "rho": interval_figures(site.rho),
+        "published": {
+            "self": figures(published.self_similarity),
+            "cross": figures(published.cross_similarity),
+            "cosine": figures(published.cosine),
+            "delta": figures(published.delta),
+            "purity": figures(published.purity),
+        },
+    }
+
+
+def candidate_figures(candidate: Candidate) -> dict[str, Any]:
+    """A grouping that was considered."""
+    return {
+        "labels": candidate.labels.tolist(),
+        "silhouette": figures(candidate.silhouette),
+        "stability": figures(candidate.stability),
+    }
+
+
+def energy_figures(languages: Sequence[str], joint: JointSVD) -> dict[str, Any]:
+    """Joint SVD of the folds' unit gradients: singular values, energies and shares of the languages."""
+    return {
+        "singular_values": figures(joint.singular_values),
+        "energies": dict(zip(languages, figures(joint.energies), strict=True)),
+        "shares": dict(zip(languages, figures(joint.shares), strict=True)),
+    }
+
+
+def neuron_figures(scores: NeuronScores, shared: tuple[int, ...]) -> dict[str, Any]:
+    """Conflict and energy of each neuron, and how much conflict the shared lane keeps against a random one."""
+    total = float(scores.conflict.sum())
+    left = float(scores.conflict[list(shared)].sum())
+    expected = total * len(shared) / len(scores.conflict)
+    return {
+        "conflict": figures(scores.conflict),
+        "energies": figures(scores.energies),
+        "conflict_total": figures(total),
+        "conflict_left": figures(left),
+        "conflict_left_by_random_lane": figures(expected),
+    }
+
+
+def canonical_figures(names: Sequence[str], sketches: Array) -> dict[str, Any]:
+    """Ridge CCA between all pairs.
+
+    Args:
+        names: of the languages or groups.
+        sketches: (N, 2, h, k) per-token gradients per half.
+
+    Returns:
+        The ridges, and per pair ``"a|b"`` the canonical correlations and how many reach :data:`IN_COMMON`.
+    """
+    ridges = [noise_ridge(halves) for halves in sketches]
+    bases = [whiten(halves.mean(axis=0), ridge) for halves, ridge in zip(sketches, ridges, strict=True)]
+    pairs = {}
+    for first, second in combinations(range(len(names)), 2):
+        correlations = canonical_correlations(bases[first], bases[second])
+        pairs[f"{names[first]}|{names[second]}"] = {
+            "correlations": figures(correlations),
+            "in_common": int((correlations >= IN_COMMON).sum()),
+        }
+    return {"ridges": dict(zip(names, figures(ridges), strict=True)), "pairs": pairs, "threshold": IN_COMMON}
+
+
+def provenance(sketches: Sketches, settings: PlanConfig) -> dict[str, Any]:
+    """Software, seeds, settings and the amount of data: the same sketches and provenance give the same plan."""
+    packages = ("gdps_ds", "numpy", "scipy", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "seed": sketches.seed,
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "utterances": dict(zip(sketches.languages, sketches.utterances.sum(axis=1).tolist(), strict=True)),
+        "tokens": dict(zip(sketches.languages, sketches.tokens.sum(axis=1).tolist(), strict=True)),
+    }

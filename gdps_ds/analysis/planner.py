@@ -1,0 +1,301 @@
+"""Sketches -> :class:`~gdps_ds.plan.SharingPlan`: the decisions that rank 0 takes, with the figures behind each.
+
+Two rules decide from the same sketches (``plan.rule``):
+
+==========  ==========================================  =======================================================
+decision    ``paper`` (GDPS, 2603.25836)                ``ours``
+==========  ==========================================  =======================================================
+sites       lowest mean purity                          highest conflict x share of gradient energy, among the
+                                                        sites whose conflict is significant
+groups      Ward on 1 - cos of mean gradients, k = 2    average linkage on 1 - rho; their number by silhouette
+                                                        and bootstrap stability; or no split
+capacity    thresholds on delta                         the groups' common share of gradient energy
+==========  ==========================================  =======================================================
+
+Sites, groups and the shared fraction that the settings give are taken as given under either rule. Where ``groups`` is
+``auto``, ``ours`` splits only if a site's conflict is significant among all candidates at once, the grouping is stable,
+and the groups' rho stays below 1 by :data:`MARGIN`; else the model stays uniform, and the plan says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gdps_ds.analysis import capacity, clustering, evidence, subspace
+from gdps_ds.analysis.clustering import Labels
+from gdps_ds.analysis.similarity import (
+    Array,
+    FoldCosines,
+    SiteSimilarity,
+    bootstrap_weights,
+    fold_cosines,
+    interval,
+    measure,
+    noise_corrected,
+    similarity,
+)
+from gdps_ds.analysis.sites import choose_sites, offered_sites, rank_sites
+from gdps_ds.analysis.sketch import HALVES, Sketches, seed_of, sites_of
+from gdps_ds.config import PlanConfig
+from gdps_ds.plan import SharingPlan, SitePlan
+
+MARGIN = 0.05
+"""Groups whose rho may lie this close to 1 pull alike for all practical purposes: ``ours`` does not split them."""
+
+
+@dataclass(frozen=True)
+class ChosenSite:
+    """A site to split: its folds and figures, the bootstrap of rho (L, L, B), and its share of the gradient energy."""
+
+    name: str
+    folds: FoldCosines
+    figures: SiteSimilarity
+    rho_replicates: Array
+    energy_share: float
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Labels of the languages, or None where the model stays uniform; why; and the figures behind it."""
+
+    labels: Labels | None
+    reason: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The lanes of a chosen site, or None where it stays dense; pi of each group; why; and the figures behind it."""
+
+    lanes: SitePlan | None
+    energy_shares: tuple[float, ...]
+    reason: str
+    figures: dict[str, Any]
+
+
+def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]) -> SharingPlan:
+    """Decide groups, sites, widths and lanes. Deterministic: everything random is seeded by ``sketches.seed``.
+
+    Args:
+        sketches: what was mined.
+        settings: section ``plan`` of the configuration; ``from_file`` is not looked at.
+        hidden: hidden neurons of every block of the model that can be split.
+
+    Raises:
+        ValueError: sketches, settings and model do not go together; names the option and what was found.
+    """
+    _check_languages(sketches, settings)
+    offered = offered_sites(sketches, settings, hidden)
+    generator = np.random.default_rng(seed_of("bootstrap", sketches.seed))
+    weights = bootstrap_weights(sketches.tokens, settings.bootstrap, generator)
+    measured = {name: measure(_folds(sketches, name), weights) for name in sites_of(tuple(sketches.sites))}
+    ranking = rank_sites(measured, offered, settings)
+    names, why_sites = choose_sites(ranking, measured, offered, settings)
+    chosen = []
+    for name in names:
+        folds = _folds(sketches, name)
+        replicates = noise_corrected(similarity(folds, weights))
+        chosen.append(ChosenSite(name, folds, measured[name], replicates, ranking[name].energy_share))
+
+    grouping = Grouping(None, "groups: one, as no site is split", {})
+    if chosen:
+        grouping = group_languages(chosen, sketches.languages, settings, seed=sketches.seed % 2**32)
+    splits: list[Split] = []
+    if grouping.labels is not None:
+        splits = [split_site(site, sketches, grouping.labels, settings, hidden[site.name]) for site in chosen]
+
+    split = [each for each in splits if each.lanes is not None]
+    labels = grouping.labels if grouping.labels is not None and split else np.zeros(len(sketches.languages), np.int64)
+    return SharingPlan(
+        languages=tuple(sketches.languages),
+        groups=clustering.members(labels, sketches.languages),
+        sites=tuple(each.lanes for each in split if each.lanes is not None),
+        width=settings.width,
+        init=settings.init,
+        energy_shares=tuple(np.mean([each.energy_shares for each in split], axis=0).tolist()) if split else (1.0,),
+        reason="\n".join([why_sites, grouping.reason, *(each.reason for each in splits)]),
+        evidence={
+            "sites": {name: evidence.site_figures(measured[name], ranking[name]) for name in ranking},
+            "grouping": grouping.figures,
+            "splits": {site.name: each.figures for site, each in zip(chosen, splits, strict=False)},
+        },
+        provenance=evidence.provenance(sketches, settings),
+    )
+
+
+def group_languages(chosen: Sequence[ChosenSite], languages: tuple[str, ...], settings: PlanConfig, seed: int) -> Grouping:
+    """One grouping for all chosen sites, from their mean similarity: given, published or ours."""
+    if isinstance(settings.groups, tuple):
+        group_of = {language: index for index, group in enumerate(settings.groups) for language in group}
+        return Grouping(np.array([group_of[language] for language in languages]), "groups: as plan.groups names", {})
+    if len(languages) == 1:
+        return Grouping(None, f"groups: one, as there is one language, {languages[0]}", {})
+    if settings.rule == "paper":
+        return _published_grouping(chosen, settings, seed)
+    pooled = _pooled_rho(chosen)
+    if pooled is None:
+        weak = _not_told_from_noise(chosen, languages)
+        return Grouping(None, f"groups: rho is undefined for {weak}: its gradient cannot be told from noise", {})
+    return _grouping_by_rho(*pooled, settings, seed)
+
+
+def _published_grouping(chosen: Sequence[ChosenSite], settings: PlanConfig, seed: int) -> Grouping:
+    """Ward linkage on 1 - cos of the languages' mean gradients, cut into two groups or the number given."""
+    cosine = np.mean([site.figures.published.cosine for site in chosen], axis=0)
+    groups = settings.groups if isinstance(settings.groups, int) else 2
+    linkage = clustering.tree(clustering.distances(cosine), "ward")
+    labels = clustering.cut(linkage, groups)
+    figures = {
+        "method": "ward",
+        "similarity": evidence.figures(cosine),
+        "linkage": evidence.figures(linkage),
+        "labels": labels.tolist(),
+        "k_means": clustering.k_means(cosine, groups, seed).tolist(),
+    }
+    return Grouping(labels, f"groups: {groups} by Ward linkage on the cosine of mean gradients", figures)
+
+
+def _grouping_by_rho(rho: Array, replicates: Array, settings: PlanConfig, seed: int) -> Grouping:
+    """Average linkage on 1 - rho; of itself a split only if it is stable and rho between the groups is below 1."""
+    linkage = clustering.tree(clustering.distances(rho), "average")
+    figures: dict[str, Any] = {
+        "method": "average",
+        "similarity": evidence.figures(rho),
+        "linkage": evidence.figures(linkage),
+    }
+    if isinstance(settings.groups, int):
+        labels, reason = clustering.cut(linkage, settings.groups), f"groups: {settings.groups} as plan.groups asks"
+    elif len(rho) == 2:
+        labels, reason = np.arange(2), "groups: one a language"
+    else:
+        considered = clustering.candidates(rho, replicates)
+        figures["candidates"] = [evidence.candidate_figures(candidate) for candidate in considered]
+        found = clustering.best(considered, settings.min_stability)
+        if found is None:
+            most = max(candidate.stability for candidate in considered)
+            reason = f"groups: one, no grouping is stable: at most {most:.0%} of replicates agree"
+            return Grouping(None, f"{reason} (plan.min_stability: {settings.min_stability:.0%})", figures)
+        labels, reason = found.labels, f"groups: {found.labels.max() + 1} by silhouette {found.silhouette:.2f}, "
+        reason += f"{found.stability:.0%} of replicates agree"
+    share = interval(
+        capacity.common_share(capacity.group_similarity(rho, labels)),
+        capacity.common_share(capacity.group_similarity(replicates, labels)),
+    )
+    between = f"rho between groups {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+    figures |= {
+        "labels": labels.tolist(),
+        "rho_between": evidence.interval_figures(share),
+        "k_means": clustering.k_means(rho, int(labels.max()) + 1, seed).tolist(),
+    }
+    if settings.groups == "auto" and not share.high < 1 - MARGIN:
+        return Grouping(None, f"groups: one, {between} does not stay below {1 - MARGIN}", figures)
+    return Grouping(labels, f"{reason}; {between}", figures)
+
+
+def split_site(site: ChosenSite, sketches: Sketches, labels: Labels, settings: PlanConfig, hidden: int) -> Split:
+    """Shared width and lanes of one site."""
+    groups = int(labels.max()) + 1
+    names = ["+".join(group) for group in clustering.members(labels, sketches.languages)]
+    joint = subspace.joint_svd(*_present_rows(site.folds))
+    shares = tuple(float(joint.shares[labels == group].sum()) for group in range(groups))
+    figures: dict[str, Any] = {"energies": evidence.energy_figures(sketches.languages, joint)}
+    fraction, reason, figures["capacity"] = _shared_fraction(site, labels, settings)
+    if fraction is None:
+        return Split(None, shares, f"{site.name}: stays dense, {reason}", figures)
+    width = capacity.shared_width(fraction, hidden, groups, settings.round_to, settings.width)
+    figures["capacity"] |= {"fraction": evidence.figures(fraction), "shared_width": width}
+    neurons = sketches.sites[site.name].neurons
+    if neurons is None:
+        # Initialisation from factors or noise: which indices a lane holds means nothing, only how many.
+        scores = subspace.NeuronScores(np.zeros(hidden), np.zeros((groups, hidden)))
+        lanes = subspace.assign_lanes(site.name, scores, width, settings.width)
+    else:
+        tokens = _half_tokens(sketches)
+        directions = subspace.group_gradients(neurons, tokens, labels)
+        scores, _ = subspace.score_neurons(directions)
+        lanes = subspace.assign_lanes(site.name, scores, width, settings.width)
+        figures["neurons"] = evidence.neuron_figures(scores, lanes.shared)
+        figures["cca_groups"] = evidence.canonical_figures(names, directions)
+        figures["cca_languages"] = evidence.canonical_figures(sketches.languages, neurons / tokens[:, :, None, None])
+    return Split(lanes, shares, f"{site.name}: {width} of {hidden} neurons shared, {reason}", figures)
+
+
+def _shared_fraction(site: ChosenSite, labels: Labels, settings: PlanConfig) -> tuple[float | None, str, dict[str, Any]]:
+    """The fraction of hidden neurons to share (None without evidence), why, and the figures behind it."""
+    delta = site.figures.published.delta
+    share = interval(
+        capacity.common_share(capacity.group_similarity(site.figures.rho.value, labels)),
+        capacity.common_share(capacity.group_similarity(site.rho_replicates, labels)),
+    )
+    figures = {"delta": evidence.figures(delta), "common_share": evidence.interval_figures(share)}
+    if isinstance(settings.shared, float):
+        return settings.shared, f"{settings.shared:.1%} as plan.shared asks", figures | {"rule": "given"}
+    if settings.rule == "paper" or settings.shared == "paper":
+        fraction = capacity.published_fraction(delta)
+        return fraction, f"{fraction:.0%} by delta {delta:.3f}", figures | {"rule": "paper"}
+    if np.isnan(share.value):
+        return None, "as rho between the groups is undefined here (plan.shared may give a fraction)", figures
+    fraction = capacity.continuous_fraction(float(share.value))
+    reason = f"{fraction:.1%} by the groups' common share {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+    return fraction, reason, figures | {"rule": "continuous"}
+
+
+def _pooled_rho(chosen: Sequence[ChosenSite]) -> tuple[Array, Array] | None:
+    """rho and its replicates, averaged by gradient energy over the sites that tell all languages from noise."""
+    clear = [site for site in chosen if site.figures.told_from_noise]
+    if not clear:
+        return None
+    weights = np.array([site.energy_share for site in clear])
+    weights /= weights.sum()
+    rho = sum(weight * site.figures.rho.value for weight, site in zip(weights, clear, strict=True))
+    replicates = sum(weight * site.rho_replicates for weight, site in zip(weights, clear, strict=True))
+    return np.asarray(rho), np.asarray(replicates)
+
+
+def _not_told_from_noise(chosen: Sequence[ChosenSite], languages: tuple[str, ...]) -> str:
+    """The languages whose rho is nowhere bounded, or all that miss a pair."""
+    pairs = np.any([site.figures.measured for site in chosen], axis=0).sum(axis=1)
+    fewest = pairs.min()
+    return ", ".join(language for language, count in zip(languages, pairs, strict=True) if count == fewest)
+
+
+def _present_rows(folds: FoldCosines) -> tuple[Array, np.ndarray]:
+    """Cosines between the folds that are present, (N, N), and the language of each, (N,)."""
+    present = folds.present.ravel()
+    size = len(present)
+    rows = folds.cosines.reshape(size, size)[np.ix_(present, present)]
+    return rows, np.repeat(np.arange(len(folds.present)), folds.present.sum(axis=1))
+
+
+def _folds(sketches: Sketches, site: str) -> FoldCosines:
+    try:
+        return fold_cosines(sketches.sites[site].core, sketches.tokens)
+    except ValueError as error:
+        raise ValueError(f"site '{site}': {error}") from None
+
+
+def _half_tokens(sketches: Sketches) -> Array:
+    """(L, 2) target tokens behind each half of the neuron sketches: fold modulo 2."""
+    tokens = np.stack([sketches.tokens[:, half::HALVES].sum(axis=1) for half in range(HALVES)], axis=1)
+    empty = [language for language, row in zip(sketches.languages, tokens, strict=True) if not row.all()]
+    if empty:
+        raise ValueError(f"no utterance of {', '.join(empty)} in one half of the folds; raise mine.updates")
+    return tokens.astype(np.float64)
+
+
+def _check_languages(sketches: Sketches, settings: PlanConfig) -> None:
+    """Every language was mined, and the settings speak of these languages."""
+    languages = sketches.languages
+    absent = [language for language, tokens in zip(languages, sketches.tokens, strict=True) if tokens.sum() == 0]
+    if absent:
+        raise ValueError(f"no target token of {', '.join(absent)} was mined; raise mine.updates or check data.corpora")
+    if isinstance(settings.groups, int) and settings.groups > len(languages):
+        raise ValueError(f"plan.groups: {settings.groups} groups of {len(languages)} languages")
+    if isinstance(settings.groups, tuple):
+        named = {language for group in settings.groups for language in group}
+        if named != set(languages):
+            raise ValueError(f"plan.groups names {', '.join(sorted(named))}, the sketches hold {', '.join(sorted(languages))}")

@@ -1,0 +1,78 @@
+"""Beam search over all ranks: every rank translates its share of a set, and all get all translations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import SeamlessM4TTokenizer
+
+from gdps_ds.config import DecodeConfig
+from gdps_ds.data.collate import Batch, Collator, SpeechDataset
+from gdps_ds.data.sampling import Indices, length_batches
+from gdps_ds.distributed.engine import Engine
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One utterance, translated; ``reference`` is None where the set has none."""
+
+    id: str
+    source_lang: str
+    target_lang: str
+    hypothesis: str
+    reference: str | None
+
+
+def translate(
+    engine: Engine,
+    dataset: SpeechDataset,
+    tokenizer: SeamlessM4TTokenizer,
+    collate: Collator,
+    settings: DecodeConfig,
+    before_batch: Callable[[Batch], None] = lambda batch: None,
+) -> list[Translation]:
+    """Translate a set with beam search; in the order of the set, the same on every rank. Collective.
+
+    Raises:
+        RuntimeError: an utterance was not translated; nothing is ever scored as an empty line instead.
+    """
+    batches = length_batches(dataset.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
+    texts: dict[int, str] = {}
+    with engine.evaluating():
+        for indices, real in rank_share(batches, engine.comm.rank, engine.comm.world_size):
+            batch = collate([dataset[index] for index in indices])
+            before_batch(batch)
+            hypotheses = _generate(engine, batch, tokenizer, settings)
+            if real:
+                texts.update(zip(indices, hypotheses, strict=True))
+    merged = {index: text for share in engine.comm.gather(texts) for index, text in share.items()}
+    missing = [dataset.utterances[index].id for index in range(len(dataset)) if index not in merged]
+    if missing:
+        raise RuntimeError(f"{len(missing)} utterances were not translated, such as {missing[0]}")
+    return [
+        Translation(utterance.id, utterance.source_lang, utterance.target_lang, merged[index], utterance.target_text)
+        for index, utterance in enumerate(dataset.utterances)
+    ]
+
+
+def rank_share(batches: Sequence[Indices], rank: int, world_size: int) -> Iterator[tuple[list[int], bool]]:
+    """This rank's batches and whether they count. All ranks get equally many, because at ZeRO-3 every forward pass gathers
+    weights on all ranks; a rank that runs out repeats a batch that does not count."""
+    for first in range(0, len(batches), world_size):
+        index = first + rank
+        yield batches[min(index, len(batches) - 1)].tolist(), index < len(batches)
+
+
+def _generate(engine: Engine, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig) -> list[str]:
+    codes = tokenizer.convert_tokens_to_ids([f"__{language}__" for language in batch.target_languages])
+    ids = engine.generate(
+        batch,
+        decoder_input_ids=torch.tensor(codes)[:, None],
+        num_beams=settings.beams,
+        max_new_tokens=settings.max_new_tokens,
+        length_penalty=settings.length_penalty,
+        do_sample=False,
+    )
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)

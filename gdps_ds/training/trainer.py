@@ -1,0 +1,196 @@
+"""The training loop, on one screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from gdps_ds.analysis.sketch import seed_of
+from gdps_ds.config import Config, PhaseConfig
+from gdps_ds.data.collate import Batch, Collator, SpeechDataset
+from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, length_batches
+from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.engine import Engine
+from gdps_ds.evaluation.decoding import rank_share
+from gdps_ds.plan import SharingPlan
+from gdps_ds.reporting.progress import Progress as ProgressBar
+from gdps_ds.reporting.tracking import Tracker
+from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
+from gdps_ds.training.inputs import Inputs
+from gdps_ds.training.interrupt import Interrupted, StopSignal
+from gdps_ds.training.loss import target_tokens, utterance_losses
+from gdps_ds.training.schedule import hyperparameters
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What every phase needs: the configuration, the data, and where to report."""
+
+    config: Config
+    comm: Communicator
+    inputs: Inputs
+    tracker: Tracker
+    stop: StopSignal
+
+    def train(
+        self, engine: Engine, name: str, phase: PhaseConfig, start: Progress, plan: SharingPlan | None = None
+    ) -> Progress:
+        """Train from ``start`` to the end of ``phase``; saves on the way, at the end, and when a signal asks to stop.
+
+        Raises:
+            Interrupted: on every rank, after a checkpoint.
+            FloatingPointError: the loss is not finite.
+        """
+        train, checkpoints, position = self.config.train, self.checkpoints(name), start.position
+        micro_batches = self.micro_batches("train")
+        batches = self.loader(self.inputs.train, micro_batches, position, phase.updates - start.update)
+        losses = LanguageLosses(self.config.data.languages, self.comm)
+        with self.progress(name, phase.updates, start.update) as bar:
+            for update in range(start.update + 1, phase.updates + 1):
+                share = [next(batches) for _ in range(engine.accumulation)]
+                # One collective a step: the tokens that the update averages over, and whether a signal came to any rank.
+                tokens, stop = self.comm.sum_floats(sum(batch.target_tokens for batch in share), self.stop.received)
+                rates = hyperparameters(phase, update)
+                for number, batch in enumerate(share):
+                    self._seed_dropout(name, update, number)
+                    loss = losses.add(batch, utterance_losses(engine.forward(batch), batch, train.label_smoothing))
+                    engine.backward(loss, tokens)
+                    engine.step(rates)
+                    bar.saw(batch)
+                bar.step(losses.mean)
+                position = micro_batches.advance(position, train.micro_batches)
+                if update % train.log_every == 0 or update == phase.updates:
+                    values = losses.reduce(f"update {update} of {name}")
+                    self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
+                if update % train.dev_every == 0 or update == phase.updates:
+                    self.tracker.log(name, update, dev=self.dev_losses(engine))
+                progress = Progress(update, position, self.comm.world_size, engine.stage)
+                if update % train.checkpoint_every == 0 or update == phase.updates or stop:
+                    checkpoints.save(engine, progress, plan)
+                if stop and update < phase.updates:
+                    raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
+        return Progress(phase.updates, position, self.comm.world_size, engine.stage)
+
+    def dev_losses(self, engine: Engine) -> dict[str, float]:
+        """Loss per target token of the dev set without label smoothing, by language and over all."""
+        losses = LanguageLosses(self.config.data.languages, self.comm)
+        data = self.config.data
+        dataset = self.inputs.dev
+        batches = length_batches(dataset.lengths, max_frames=data.max_frames, max_utterances=data.max_utterances)
+        with engine.evaluating():
+            for indices, real in rank_share(batches, self.comm.rank, self.comm.world_size):
+                batch = self.collate([dataset[index] for index in indices])
+                values = utterance_losses(engine.forward(batch), batch, 0.0)
+                if real:
+                    losses.add(batch, values)
+        return losses.reduce("the dev loss")["loss"]
+
+    def checkpoints(self, name: str) -> PhaseCheckpoints:
+        return PhaseCheckpoints(Path(self.config.run.dir) / "checkpoints" / name, self.config.run.keep_checkpoints)
+
+    def progress(self, name: str, total: int, start: int = 0) -> ProgressBar:
+        enabled = self.comm.is_main and self.config.track.progress
+        return ProgressBar(name, total, start, enabled=enabled, ranks=self.comm.world_size)
+
+    def micro_batches(self, role: str) -> MicroBatches:
+        """The global micro-batches of the training set; mining draws another order from the same utterances."""
+        data, dataset = self.config.data, self.inputs.train
+        return MicroBatches(
+            dataset.lengths,
+            dataset.language_ids,
+            seed=seed_of(self.config.run.seed, role),
+            temperature=data.temperature,
+            max_frames=data.max_frames,
+            max_utterances=data.max_utterances,
+        )
+
+    def loader(self, dataset: SpeechDataset, micro_batches: MicroBatches, start: Position, updates: int) -> Iterator[Batch]:
+        """This rank's micro-batches of the next ``updates`` updates."""
+        workers = self.config.data.workers
+        sampler = UpdateSampler(
+            micro_batches,
+            start,
+            updates=updates,
+            per_update=self.config.train.micro_batches,
+            rank=self.comm.rank,
+            world_size=self.comm.world_size,
+        )
+        return iter(
+            DataLoader(
+                dataset,
+                batch_sampler=sampler,
+                collate_fn=self.collate,
+                num_workers=workers,
+                pin_memory=self.comm.device.type != "cpu",
+                # A fork of a process that holds threads of the collective library may hang.
+                multiprocessing_context=get_context("spawn") if workers else None,
+            )
+        )
+
+    @property
+    def collate(self) -> Collator:
+        return self.inputs.collate
+
+    def check_stop(self) -> None:
+        """Outside of training there is nothing to save: end together if a signal came to any rank. Collective."""
+        if self.comm.sum_floats(self.stop.received)[0]:
+            raise Interrupted("stopped by a signal; this phase starts anew when the run is resumed")
+
+    def _seed_dropout(self, name: str, update: int, number: int) -> None:
+        """Randomness is arithmetic: a micro-batch draws the same dropout at every world size, and after a resume."""
+        global_number = number * self.comm.world_size + self.comm.rank
+        torch.manual_seed(seed_of(self.config.run.seed, name, update, global_number))
+
+
+class LanguageLosses:
+    """Loss sums by language since the last :meth:`reduce`."""
+
+    def __init__(self, languages: tuple[str, ...], comm: Communicator) -> None:
+        self._languages = languages
+        self._comm = comm
+        self._reset()
+
+    def _reset(self) -> None:
+        # Columns: loss sum, target tokens, utterances. On the host: gloo, NCCL and logging need no device copy of it.
+        self._sums = torch.zeros(len(self._languages), 3, dtype=torch.float64)
+        self._seconds = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Loss per target token on this rank."""
+        return float(self._sums[:, 0].sum() / self._sums[:, 1].sum().clamp(min=1))
+
+    def add(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+        """Count the (B,) losses of a micro-batch; gives back their sum, for the backward pass."""
+        tokens = target_tokens(batch)
+        values = torch.stack([losses.detach().double().cpu(), tokens.double(), torch.ones_like(tokens).double()], dim=1)
+        self._sums.index_add_(0, batch.languages, values)
+        self._seconds += batch.seconds
+        return losses.sum()
+
+    def reduce(self, where: str) -> dict[str, dict[str, float]]:
+        """Loss per token, by language and over all, tokens and utterances over all ranks; starts counting anew.
+
+        Raises:
+            FloatingPointError: on every rank, naming the languages, if a loss is not finite.
+        """
+        sums = self._comm.sum(self._sums).cpu()
+        self._reset()
+        loss = {
+            language: float(total / tokens)
+            for language, (total, tokens, _) in zip(self._languages, sums, strict=True)
+            if tokens > 0
+        }
+        broken = [language for language, value in loss.items() if not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(
+                f"the loss is not finite by {where} ({', '.join(broken)}); lower train.*.lr, or look at that language's data"
+            )
+        counts = {"tokens": float(sums[:, 1].sum()), "utterances": float(sums[:, 2].sum())}
+        return {"loss": loss | {"all": float(sums[:, 0].sum() / sums[:, 1].sum())}, "seen": counts}

@@ -1,0 +1,84 @@
+"""Train, mine, plan, split, specialise and evaluate, as an experiment file says.
+
+    deepspeed --num_gpus 2 launchers/train.py --config ds_configs/experiments/demo.yaml [key.sub=value ...]
+
+Started again with the same run directory it goes on where it stopped (run.resume: auto).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+# One message a fault, not one a rank and library: set before the libraries that read it are imported.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+from gdps_ds.config import Config, ConfigError, load_config, load_deepspeed_file
+from gdps_ds.data.manifest import DataError
+
+
+def main() -> int:
+    options, overrides = _parser().parse_known_args()
+    try:
+        config = load_config(options.config, [text for text in overrides if text != "--"])
+        load_deepspeed_file(config.deepspeed)
+    except ConfigError as error:
+        return _fail(str(error))
+    return _run(config, options.local_rank)
+
+
+def _run(config: Config, local_rank: int) -> int:
+    # Imported after the configuration has been checked, because they take seconds.
+    import deepspeed.utils
+
+    from gdps_ds.distributed.comm import Communicator, RankZeroError
+    from gdps_ds.plan import PlanError
+    from gdps_ds.reporting.tracking import Tracker
+    from gdps_ds.training.inputs import load_inputs
+    from gdps_ds.training.interrupt import Interrupted, StopSignal
+    from gdps_ds.training.phases import Run
+    from gdps_ds.training.run_dir import open_run_dir
+    from gdps_ds.training.trainer import Trainer
+
+    deepspeed.utils.logger.setLevel("WARNING")
+    stop = StopSignal()
+    comm = Communicator.start(local_rank)
+    try:
+        run_dir = Path(config.run.dir)
+        comm.from_main(lambda: open_run_dir(config))
+        inputs = load_inputs(config, comm)
+        tracker = Tracker(config, run_dir, is_main=comm.is_main)
+        try:
+            Run(Trainer(config, comm, inputs, tracker, stop)).execute()
+        finally:
+            tracker.close()
+    except Interrupted as interrupted:
+        if comm.is_main:
+            print(interrupted, flush=True)
+    except (RankZeroError, DataError, PlanError, ConfigError) as error:
+        # Every rank has the same error; rank 0 tells it once.
+        return _fail(str(error)) if comm.is_main else 1
+    finally:
+        comm.stop()
+    return 0
+
+
+def _fail(message: str) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train: {message}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="experiment file (YAML)")
+    parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
