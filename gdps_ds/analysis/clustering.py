@@ -5,6 +5,7 @@ A grouping is a label vector (L,) numbered by first appearance, so that equal pa
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,7 +101,9 @@ def candidates(similarity: Array, replicates: Array, method: Method = "average")
     found = []
     for column, groups in enumerate(numbers):
         labels = cut(root, groups)
-        agree = sum(adjusted_rand_score(labels, other[:, column]) >= AGREEMENT for other in resampled)
+        # Replicates repeat few partitions, and each is compared once.
+        partitions = Counter(tuple(canonical(other[:, column])) for other in resampled)
+        agree = sum(count for other, count in partitions.items() if adjusted_rand_score(labels, other) >= AGREEMENT)
         found.append(Candidate(labels, silhouette(distance, labels, resolution), agree / replicates.shape[-1]))
     return found
 

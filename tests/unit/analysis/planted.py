@@ -49,26 +49,27 @@ def plant(
     noise: float,
     seed: int,
     folds: int = 16,
-    utterances: int = 1,
+    utterances: int | Sequence[int] = 1,
     hidden: int = 64,
     sketch: int = 16,
     tokens: int = 20,
 ) -> Planted:
-    """Draw sketches of ``len(labels)`` languages; ``noise`` is the norm of an utterance's noise where |mu_l| = 1."""
+    """Draw sketches; ``noise`` is the norm of an utterance's noise where |mu_l| = 1, ``utterances`` are those of a fold
+    (one number, or one a language)."""
     generator = np.random.default_rng(seed)
     groups = np.asarray(labels)
-    counts = np.full((len(groups), folds), utterances)
+    counts = np.broadcast_to(np.reshape(utterances, (-1, 1)), (len(groups), folds)).copy()
+    per_fold = counts[:, :, None].astype(np.float64)
+    per_half = per_fold[:, :HALVES, :, None] * folds / HALVES
     drawn, gradients = {}, {}
     for name in sorted(sites):
         site = sites[name]
         core = _mix(_directions(generator, groups, 2 * sketch * sketch), groups, site)[:, None, :]
-        core = core + _isotropic(generator, (len(groups), folds, core.shape[-1]), noise / utterances**0.5)
-        core = (site.scale * tokens * utterances * core).reshape(len(groups), folds, 2, sketch, sketch)
+        core = core + _isotropic(generator, (len(groups), folds, core.shape[-1]), noise) / per_fold**0.5
+        core = (site.scale * tokens * per_fold * core).reshape(len(groups), folds, 2, sketch, sketch)
         gradients[name] = _neuron_gradients(generator, groups, site, hidden, sketch)
-        per_half = utterances * folds / HALVES
-        halves = gradients[name][:, None] + _isotropic(
-            generator, (len(groups), HALVES, hidden * sketch), noise / per_half**0.5
-        ).reshape(len(groups), HALVES, hidden, sketch)
+        halves = _isotropic(generator, (len(groups), HALVES, hidden * sketch), noise)
+        halves = gradients[name][:, None] + halves.reshape(len(groups), HALVES, hidden, sketch) / per_half**0.5
         drawn[name] = SiteSketch(core.transpose(2, 0, 1, 3, 4).copy(), site.scale * tokens * per_half * halves)
     sketches = Sketches(NAMES[: len(groups)], tokens * counts, counts, drawn, seed)
     return Planted(sketches, groups, gradients)
