@@ -1,20 +1,14 @@
 """The configuration of a run: one frozen tree, loaded strictly, dumped so that it replays the run.
 
 Every field is declared here once, with its default, its unit and its range; nothing else in the package holds a
-default. :func:`load_config` reports *all* faults of a file and its overrides in one error, before any rank starts work.
+default. Files are read by :mod:`gdps_ds.config_file`.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -24,20 +18,13 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,8}$")]
 ConfigValue = bool | int | float | str | None
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot run; ``faults`` holds one line per fault."""
+class Section(BaseModel):
+    """A node of the tree: immutable, and strict about keys."""
 
-    def __init__(self, source: str, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        listing = "\n".join(f"  - {fault}" for fault in faults)
-        super().__init__(f"{source}: {len(faults)} fault(s)\n{listing}")
-
-
-class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, populate_by_name=True)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Where a run lives and how it is repeated."""
 
     dir: str = Field(description="run directory: resolved config, plan, checkpoints, metrics, hypotheses, scores")
@@ -51,7 +38,7 @@ class RunConfig(_Section):
     keep_checkpoints: Count = Field(2, description="newest checkpoints kept beside the unified one")
 
 
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """One corpus as it was downloaded, and which of its splits play which part."""
 
     layout: str = Field(description="name of the layout, see gdps_ds.data.corpora.LAYOUTS")
@@ -61,7 +48,7 @@ class CorpusConfig(_Section):
     test: str = Field("test", description="split that is translated and scored")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Languages, corpora and how utterances become micro-batches."""
 
     languages: tuple[Language, ...] = Field(min_length=1, description="source languages, ISO 639-3")
@@ -91,7 +78,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which speech-to-text model is trained."""
 
     pretrained: str | None = Field(None, description="path or hub name of a SeamlessM4T checkpoint; null builds a new model")
@@ -104,7 +91,7 @@ class ModelConfig(_Section):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 
-class PhaseConfig(_Section):
+class PhaseConfig(Section):
     """One stretch of optimisation."""
 
     updates: int = Field(ge=0, description="optimiser updates")
@@ -120,7 +107,7 @@ class SpecialiseConfig(PhaseConfig):
     private_weight_decay: NonNegative | None = Field(None, description="null uses weight_decay")
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The optimisation recipe, apart from what the DeepSpeed file says (ZeRO stage, precision, offload)."""
 
     micro_batches: Count = Field(2, description="micro-batches of an update over all ranks; a multiple of the world size")
@@ -135,7 +122,7 @@ class TrainConfig(_Section):
     checkpoint_every: Count = Field(200, description="updates between checkpoints")
 
 
-class MineConfig(_Section):
+class MineConfig(Section):
     """The distributed gradient gatherer."""
 
     updates: Count = Field(50, description="the pass without updates sees the data of this many updates")
@@ -148,7 +135,7 @@ class MineConfig(_Section):
     folds: Annotated[int, Field(ge=2)] = Field(16, description="folds of utterances; their scatter gives the intervals")
 
 
-class PlanConfig(_Section):
+class PlanConfig(Section):
     """What rank 0 decides, by which rule; ``from_file`` takes a plan that exists instead."""
 
     from_file: str | None = Field(None, alias="from", description="plan.json to apply instead of planning")
@@ -182,7 +169,7 @@ class PlanConfig(_Section):
         return self
 
 
-class DecodeConfig(_Section):
+class DecodeConfig(Section):
     """Beam search and scoring."""
 
     beams: Count = 5
@@ -195,7 +182,7 @@ class DecodeConfig(_Section):
     )
 
 
-class TrackConfig(_Section):
+class TrackConfig(Section):
     """Where progress is reported; metrics.jsonl is always written."""
 
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline needs no account")
@@ -204,7 +191,7 @@ class TrackConfig(_Section):
     progress: bool = Field(True, description="progress bars on rank 0")
 
 
-class Config(_Section):
+class Config(Section):
     """A whole experiment. ``deepspeed`` names the DeepSpeed JSON file (ZeRO stage, precision, offload)."""
 
     deepspeed: str = Field(description="DeepSpeed JSON file, such as ds_configs/zero2.json")
@@ -227,129 +214,3 @@ class Config(_Section):
                     f"{', '.join(sorted(self.data.languages))}"
                 )
         return self
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load an experiment file, apply ``key.sub=value`` overrides (values are YAML) and check everything.
-
-    Raises:
-        ConfigError: lists every unknown key, wrong type, bad override and missing file at once.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(str(path), ["no such file (--config)"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), [f"must be a mapping of sections, found {type(tree).__name__}"])
-    faults = [fault for override in overrides for fault in _apply_override(tree, override)]
-    config = None
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        faults += [_describe(problem) for problem in error.errors()]
-    if config is not None:
-        faults += list(_missing_files(config))
-    if faults or config is None:
-        raise ConfigError(str(path), faults)
-    return config
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; loading it gives an equal :class:`Config`."""
-    return yaml.safe_dump(json.loads(config.model_dump_json(by_alias=True)), sort_keys=False, allow_unicode=True)
-
-
-def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON file; what the experiment file owns (batch sizes, optimiser, schedule) must not be in it."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(str(path), [f"not valid JSON: {error}"]) from None
-    owned = {
-        "optimizer": "train.unify and train.specialise",
-        "scheduler": "train.unify.warmup",
-        "gradient_clipping": "train.clip_norm",
-        "train_batch_size": "train.micro_batches and data.max_frames",
-        "train_micro_batch_size_per_gpu": "data.max_frames",
-        "gradient_accumulation_steps": "train.micro_batches",
-    }
-    faults = [
-        f"{key} is set by {owner} of the experiment file; remove it here" for key, owner in owned.items() if key in content
-    ]
-    if faults:
-        raise ConfigError(str(path), faults)
-    return content
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        yield f"override '{override}' is not of the form key.sub=value"
-        return
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        yield f"override '{override}': the value is not valid YAML"
-        return
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            yield f"override '{override}': {parent} is not a section"
-            return
-        node = child
-    node[last] = value
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    location = problem["loc"]
-    name = ".".join(str(part) for part in location if not _is_union_member(part)) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
-        return f"{name}: unknown key{hint if known else ''}"
-    if problem["type"] == "missing":
-        return f"{name}: required, but missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]} (found {problem['input']!r})" if len(location) else message
-
-
-def _is_union_member(part: object) -> bool:
-    """Pydantic puts the tried member of a union, such as ``constrained-int``, into the location."""
-    return isinstance(part, str) and ("-" in part or "[" in part or part in {"str", "int", "float", "bool"})
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    section: Any = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = section.model_fields.get(part)
-        if field is None:
-            return []
-        section = _section_of(field)
-        if section is None:
-            return []
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _section_of(field: FieldInfo) -> type[_Section] | None:
-    for candidate in (field.annotation, *get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, _Section):
-            return candidate
-    return None
-
-
-def _missing_files(config: Config) -> Iterator[str]:
-    if not Path(config.deepspeed).is_file():
-        yield f"deepspeed: no file {config.deepspeed}"
-    if config.plan.from_file is not None and not Path(config.plan.from_file).is_file():
-        yield f"plan.from: no file {config.plan.from_file}"
-    for number, corpus in enumerate(config.data.corpora):
-        if not Path(corpus.root).is_dir():
-            yield f"data.corpora.{number}.root: no folder {corpus.root}"

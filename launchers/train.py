@@ -17,7 +17,8 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-from gdps_ds.config import Config, ConfigError, load_config, load_deepspeed_file
+from gdps_ds.config import Config
+from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from gdps_ds.analysis.planner import make_plan
 from gdps_ds.analysis.sketch import Sketches
-from gdps_ds.config import Config, PhaseConfig, load_deepspeed_file
+from gdps_ds.config import Config, PhaseConfig
+from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
 from gdps_ds.data.manifest import atomic_write
 from gdps_ds.data.sampling import Position

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from gdps_ds.config import Config, ConfigError, dump_config
+from gdps_ds.config import Config
+from gdps_ds.config_file import ConfigError, dump_config
 from gdps_ds.data.manifest import atomic_write
 
 RESOLVED = "config.yaml"

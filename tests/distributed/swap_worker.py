@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gdps_ds.config import load_deepspeed_file
+from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks

@@ -105,8 +105,7 @@ def test_pinned_memory() -> None:
 def test_a_loader_with_processes_gives_the_same_batches() -> None:
     data = dataset()
     direct, loaded = (
-        list(DataLoader(data, batch_sampler=[[0, 2], [1]], collate_fn=COLLATE, num_workers=workers))
-        for workers in (0, 1)
+        list(DataLoader(data, batch_sampler=[[0, 2], [1]], collate_fn=COLLATE, num_workers=workers)) for workers in (0, 1)
     )
     for one, other in zip(direct, loaded, strict=True):
         assert torch.equal(one.input_features, other.input_features)

@@ -48,9 +48,7 @@ def test_griko_comes_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     found = list(read_corpus("griko-italian", root, "train"))
     assert [utterance.id for utterance in found] == ["griko-train-9", "griko-train-10", "griko-train-11"]
     assert [utterance.target_text for utterance in found] == ["nove", None, "undici"]
-    assert found[0] == Utterance(
-        "griko-train-9", str(root / "train/wav/9.wav"), "grk", "ita", "nove", source_text="ennèa"
-    )
+    assert found[0] == Utterance("griko-train-9", str(root / "train/wav/9.wav"), "grk", "ita", "nove", source_text="ennèa")
 
 
 def test_text_over_several_lines_becomes_one(tmp_path: Path) -> None:

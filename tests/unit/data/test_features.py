@@ -107,9 +107,7 @@ def test_the_number_of_processes_does_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.lengths, two.lengths)
 
 
-def test_it_is_built_once_and_rebuilt_only_when_something_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_built_once_and_rebuilt_only_when_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utterances = corpus(tmp_path)
     computed: list[str] = []
     original = features.features_of

@@ -214,9 +214,7 @@ def test_the_launcher_builds_the_demo_corpus(
     main: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Path, int]] = []
-    monkeypatch.setattr(
-        "gdps_ds.data.demo.build_demo_corpus", lambda root, workers, progress: calls.append((root, workers))
-    )
+    monkeypatch.setattr("gdps_ds.data.demo.build_demo_corpus", lambda root, workers, progress: calls.append((root, workers)))
     assert main(["--corpus", "demo", "--root", str(tmp_path)]) == 0
     assert calls == [(tmp_path, 1)]
 

@@ -93,10 +93,15 @@ def test_counts_are_kept_apart_from_sums(batches: list[Batch]) -> None:
 
 def test_batch_make_up_does_not_matter(batches: list[Batch]) -> None:
     """The same utterances one by one: fp32 sums in another order, hence 1e-4 of the largest value."""
-    whole, single = gather(tiny_model().eval(), batches), gather(tiny_model().eval(), [b for batch in batches for b in split(batch)])
+    whole, single = (
+        gather(tiny_model().eval(), batches),
+        gather(tiny_model().eval(), [b for batch in batches for b in split(batch)]),
+    )
     for site in SITES:
         for left, right in zip(
-            (whole.sites[site].core, whole.sites[site].neurons), (single.sites[site].core, single.sites[site].neurons), strict=True
+            (whole.sites[site].core, whole.sites[site].neurons),
+            (single.sites[site].core, single.sites[site].neurons),
+            strict=True,
         ):
             np.testing.assert_allclose(right, left, atol=1e-4 * abs(left).max())
 
@@ -118,7 +123,9 @@ def test_activation_checkpointing_counts_once(batches: list[Batch], reentrant: b
 
 def test_a_scaled_loss_is_unscaled(batches: list[Batch]) -> None:
     left, right = gather(tiny_model().eval(), batches), gather(tiny_model().eval(), batches, scale=1024.0)
-    np.testing.assert_allclose(right.sites[SITES[0]].core, left.sites[SITES[0]].core, atol=1e-5 * abs(left.sites[SITES[0]].core).max())
+    np.testing.assert_allclose(
+        right.sites[SITES[0]].core, left.sites[SITES[0]].core, atol=1e-5 * abs(left.sites[SITES[0]].core).max()
+    )
 
 
 def test_an_absent_language_is_zero(batches: list[Batch]) -> None:

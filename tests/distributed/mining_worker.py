@@ -1,0 +1,65 @@
+"""Rank program: mine made-up batches at a ZeRO stage; rank 0 saves the reduced sketches."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from gdps_ds.config import MineConfig
+from gdps_ds.config_file import load_deepspeed_file
+from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.gatherer import GradientGatherer
+from gdps_ds.distributed.shards import MASTER, ShardedState
+from gdps_ds.training.mining import mine_batch
+from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_train
+
+BATCHES = 6
+SETTINGS = MineConfig(sketch=12, folds=4)
+
+
+def batches(case: str) -> list:
+    """``lonely``: rank 1 of 2 has one language only, and bem is in a single utterance."""
+    if case == "lonely":
+        rows = [torch.tensor([0, 2, 2, 3]) if number % 2 == 0 else torch.tensor([3, 3, 3, 3]) for number in range(BATCHES)]
+        rows[0] = torch.tensor([0, 1, 2, 3])
+        return [random_batch(number, languages=row) for number, row in enumerate(rows)]
+    return [random_batch(number) for number in range(BATCHES)]
+
+
+def mine(comm: Communicator, settings: Path, case: str) -> GradientGatherer:
+    model = tiny_model(checkpointing=case == "checkpointing")
+    engine = Engine(model, comm, load_deepspeed_file(settings), tiny_train(), SITES)
+    before = ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER).clone()
+    gatherer = GradientGatherer(engine.module, SITES, LANGUAGES, SETTINGS, 5, comm.device)
+    with gatherer.attached():
+        for batch in batches(case)[comm.rank :: comm.world_size]:
+            mine_batch(engine, gatherer, batch, 0.1)
+    assert torch.equal(ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER), before)
+    assert all(parameter.requires_grad for parameter in engine.module.parameters())
+    assert all(parameter.grad is None for parameter in engine.module.parameters())
+    engine.close()
+    return gatherer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", required=True, help="DeepSpeed file:case")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    comm = Communicator.start(arguments.local_rank)
+    for name in arguments.runs:
+        settings, case = name.split(":")
+        sketches = mine(comm, Path(settings), case).reduce(comm)
+        if comm.is_main:
+            sketches.save(arguments.out / f"{Path(settings).stem}-{case}.safetensors")
+    comm.barrier()
+    comm.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Sketches of every ZeRO stage and world size equal those of one plain process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.gatherer import GradientGatherer
+from gdps_ds.training.loss import target_tokens, utterance_losses
+from tests.distributed.mining_worker import SETTINGS, batches
+from tests.launch import launch
+from tests.tiny import LANGUAGES, SITES, tiny_model
+
+pytestmark = pytest.mark.launcher
+
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+CASES = ("mixed", "lonely", "checkpointing")
+RUNS = [f"ds_configs/{stage}.json:{case}" for stage in STAGES for case in CASES]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sketches")
+    code, output = launch("tests/distributed/mining_worker.py", "--out", out, "--runs", *RUNS, ranks=request.param)
+    assert code == 0, output[-3000:]
+    return out
+
+
+def plain(case: str) -> Sketches:
+    """One process, no DeepSpeed, ordinary backward passes."""
+    model = tiny_model().eval()
+    gatherer = GradientGatherer(model, SITES, LANGUAGES, SETTINGS, 5, torch.device("cpu"))
+    with gatherer.attached():
+        for batch in batches(case):
+            gatherer.watch(batch.languages, batch.folds, batch.attention_mask, target_tokens(batch))
+            logits = model(
+                input_features=batch.input_features,
+                attention_mask=batch.attention_mask,
+                decoder_input_ids=batch.decoder_input_ids,
+            ).logits
+            utterance_losses(logits, batch, 0.1).sum().backward()
+    return gatherer.reduce(Communicator(0, 1, 0, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sketches_do_not_depend_on_stage_or_world_size(folder: Path, case: str) -> None:
+    """Sums of the same fp32 terms in another order: 1e-5 of the largest value, some twenty units in its last place."""
+    expected = plain(case)
+    for stage in STAGES:
+        found = Sketches.load(folder / f"{stage}-{case}.safetensors")
+        assert found.languages == LANGUAGES
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.utterances, expected.utterances)
+        for site in SITES:
+            for left, right in (
+                (expected.sites[site].core, found.sites[site].core),
+                (expected.sites[site].neurons, found.sites[site].neurons),
+            ):
+                np.testing.assert_allclose(right, left, atol=1e-5 * abs(left).max(), err_msg=f"{stage} {site}")
+
+
+def test_a_language_of_one_utterance_fills_one_fold(folder: Path) -> None:
+    sketches = Sketches.load(folder / "zero2-lonely.safetensors")
+    bem = LANGUAGES.index("bem")
+    assert sketches.utterances[bem].sum() == 1
+    filled = sketches.utterances[bem] > 0
+    assert sketches.sites[SITES[0]].core[:, bem, filled].any()
+    assert not sketches.sites[SITES[0]].core[:, bem, ~filled].any()

@@ -1,0 +1,229 @@
+"""The main job at tiny size through the real launcher: all phases, every way to stop, and every way to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gdps_ds.config_file import load_config
+from gdps_ds.plan import SharingPlan
+from tests.launch import ROOT, launch, start
+
+pytestmark = pytest.mark.launcher
+
+TRAIN = "launchers/train.py"
+
+
+def run(experiment: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
+    code, output = launch(TRAIN, "--config", experiment, f"run.dir={folder}", *overrides, ranks=ranks)
+    assert code == 0, output[-4000:]
+    return output
+
+
+def metrics(folder: Path, phase: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["phase"] == phase]
+
+
+def losses(folder: Path) -> dict[tuple[str, int], float]:
+    """Training and dev losses by phase and update; a step that was made twice counts as it was the last time."""
+    return {
+        (f"{phase} {kind}", line["update"]): (line["loss"] if kind == "train" else line["dev"])["all"]
+        for phase in ("unified", "gdps", "uniform")
+        for line in metrics(folder, phase)
+        for kind in ("train", "dev")
+        if ("loss" if kind == "train" else "dev") in line
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run: 2 ranks, ZeRO-2, logged to W&B offline."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    output = run(experiment, folder, "track.wandb=true")
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
+def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> None:
+    assert load_config(finished / "config.yaml").train == load_config(experiment, [f"run.dir={finished}"]).train
+    for name in ("plan.json", "sketches.safetensors", "summary.txt", "summary.json", "deepspeed.json", "wandb"):
+        assert (finished / name).exists(), name
+    for arm in ("gdps", "uniform"):
+        rows = [json.loads(line) for line in (finished / "hypotheses" / f"{arm}.jsonl").read_text().splitlines()]
+        assert len(rows) == 20
+        assert all(row["reference"] for row in rows)
+        scores = json.loads((finished / "scores" / f"{arm}.json").read_text())
+        assert set(scores["scores"]) == {"aeb", "bem", "est", "gle", "mean"}
+        assert scores["signatures"]["chrF++"].startswith("nrefs:1|case:mixed")
+    assert len(losses(finished)) == 14 + 6
+
+
+def test_the_summary_sets_the_arms_side_by_side(finished: Path) -> None:
+    table = (finished / "summary.txt").read_text()
+    assert "BLEU gdps" in table and "BLEU uniform" in table and "TER: nrefs:1" in table
+    assert table.strip() in (finished / "output.txt").read_text()
+
+
+def test_the_plan_is_what_was_applied(finished: Path) -> None:
+    plan = SharingPlan.load(finished / "plan.json")
+    assert plan.groups == (("aeb", "gle"), ("bem", "est"))
+    assert len(plan.sites) == 1
+    newest = (finished / "checkpoints" / "gdps" / "latest").read_text()
+    assert SharingPlan.load(finished / "checkpoints" / "gdps" / newest / "plan.json").digest == plan.digest
+    assert plan.evidence and plan.provenance
+
+
+def test_the_split_keeps_the_loss(finished: Path) -> None:
+    (split,) = metrics(finished, "split")
+    assert split["after"] == pytest.approx(split["before"], abs=1e-5)
+
+
+def test_both_arms_see_the_same_data(finished: Path) -> None:
+    seen = {arm: [line["seen"] for line in metrics(finished, arm) if "seen" in line] for arm in ("gdps", "uniform")}
+    assert seen["gdps"] == seen["uniform"]
+
+
+def test_a_finished_run_is_not_done_again(finished: Path, experiment: Path) -> None:
+    before = (finished / "metrics.jsonl").read_text()
+    output = run(experiment, finished, "track.wandb=true")
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert "BLEU gdps" in output
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
+def test_other_stages_and_world_sizes_give_the_same_run(
+    finished: Path, experiment: Path, tmp_path: Path, stage: int, ranks: int
+) -> None:
+    """Losses of every phase, and so the plan between them; fp32 sums in another order, hence 2e-4."""
+    run(experiment, tmp_path / "run", f"deepspeed=ds_configs/zero{stage}.json", ranks=ranks)
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), abs=2e-4)
+    ours, theirs = SharingPlan.load(tmp_path / "run" / "plan.json"), SharingPlan.load(finished / "plan.json")
+    assert (ours.groups, [site.name for site in ours.sites]) == (theirs.groups, [site.name for site in theirs.sites])
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """The launcher's output up to ``text``; progress bars write no newlines, so it is read character by character."""
+    assert process.stdout is not None
+    seen = ""
+    while text not in seen:
+        character = process.stdout.read(1)
+        assert character, f"ended before '{text}':\n{seen[-3000:]}"
+        seen += character
+    return seen
+
+
+@pytest.mark.parametrize(("phase", "signum"), [("unified", signal.SIGINT), ("gdps", signal.SIGTERM)])
+def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
+    finished: Path, experiment: Path, tmp_path: Path, phase: str, signum: signal.Signals
+) -> None:
+    """As Ctrl-C does: to the whole process group. Losses afterwards are bit-equal."""
+    folder = tmp_path / "run"
+    # No periodic checkpoints: what is there afterwards, the signal has saved.
+    process = start(TRAIN, "--config", experiment, f"run.dir={folder}", "train.checkpoint_every=100")
+    output = read_until(process, f"{phase}: ")
+    os.killpg(process.pid, signum)
+    output += process.communicate(timeout=120)[0]
+    assert "stopped by a signal after update" in output, output[-3000:]
+    assert "Traceback (most recent call last):\n  File" not in output.split("stopped by a signal")[0]
+    assert not (folder / "summary.json").exists()
+    run(experiment, folder)
+    assert losses(folder) == losses(finished)
+    assert json.loads((folder / "summary.json").read_text()) == json.loads((finished / "summary.json").read_text())
+
+
+def test_killed_ranks_lose_nothing_but_steps(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    """SIGKILL to launcher and ranks in the specialising phase."""
+    folder = tmp_path / "run"
+    process = start(TRAIN, "--config", experiment, f"run.dir={folder}")
+    read_until(process, "split: ")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    run(experiment, folder)
+    assert losses(folder) == losses(finished)
+
+
+def test_another_configuration_may_not_go_on_in_a_run_directory(finished: Path, experiment: Path) -> None:
+    code, output = launch(TRAIN, "--config", experiment, f"run.dir={finished}", "train.unify.lr=0.5", "mine.folds=8")
+    assert code != 0
+    assert "train.unify.lr: 0.5 now, 0.002 in config.yaml" in output
+    assert "mine.folds: 8 now, 4 in config.yaml" in output
+
+
+def test_faults_are_told_before_any_rank_starts_work(experiment: Path, tmp_path: Path) -> None:
+    code, output = launch(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'run'}", "train.unfy.lr=1", "mine.folds=1")
+    assert code != 0
+    assert "2 fault(s)" in output and "train.unfy: unknown key; did you mean 'unify'?" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_without_data_is_refused_with_its_counts(experiment: Path, corpus: Path, tmp_path: Path) -> None:
+    """Every Bemba recording is cut to nothing."""
+    broken = tmp_path / "corpus"
+    broken.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["audio"] = str(corpus / row["audio"])
+            if row["source_lang"] == "bem":
+                (broken / "empty.flac").touch()
+                row["audio"] = str(broken / "empty.flac")
+        (broken / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree = yaml.safe_load(experiment.read_text())
+    tree["data"]["corpora"][0]["root"] = str(broken)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    code, output = launch(TRAIN, "--config", tmp_path / "tiny.yaml", f"run.dir={tmp_path / 'run'}")
+    assert code != 0
+    assert "no usable utterance is left of 1 language(s)" in output
+    assert "bem: 32 read, 32 " in output
+    report = json.loads((tmp_path / "run" / "data" / "train.report.json").read_text())
+    assert sum(report["languages"]["bem"]["skipped"].values()) == 32
+
+
+def test_a_checkpoint_is_fine_tuned_at_stage_3(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    """``model.pretrained`` takes a folder that ``from_pretrained`` reads; its tokenizer comes along."""
+    from transformers import SeamlessM4TForSpeechToText
+
+    from gdps_ds.config import ModelConfig
+    from gdps_ds.model.families import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(finished / "tokenizer")
+    settings = ModelConfig.model_validate(yaml.safe_load(experiment.read_text())["model"])
+    model: SeamlessM4TForSpeechToText = load_model(settings, tokenizer, seed=1)
+    model.save_pretrained(tmp_path / "checkpoint")
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    overrides = (
+        f"model={{pretrained: {tmp_path / 'checkpoint'}, config: {{dropout: 0.1}}}}",
+        "deepspeed=ds_configs/zero3.json",
+    )
+    run(experiment, tmp_path / "run", *overrides)
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), abs=2e-4)
+
+
+REAL = ROOT.parent / "shared" / "data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real speech samples are not beside the project")
+def test_real_corpora_in_their_native_layouts_go_through_all_phases(experiment: Path, tmp_path: Path) -> None:
+    """Two languages, two target languages, real speech; each language a group."""
+    tree = yaml.safe_load(experiment.read_text())
+    tree["data"] |= {
+        "languages": ["mdw", "grk"],
+        "corpora": [{"layout": name, "root": str(REAL / name), "test": "dev"} for name in ("mboshi-french", "griko-italian")],
+        "max_seconds": 15,
+        "max_frames": 1500,
+    }
+    tree["model"]["config"]["max_source_positions"] = 1024
+    tree["plan"]["groups"] = [["mdw"], ["grk"]]
+    tree["train"]["unify"]["updates"] = tree["train"]["specialise"]["updates"] = 2
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(tree))
+    output = run(tmp_path / "real.yaml", tmp_path / "run")
+    assert "group 0: mdw" in output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "hypotheses" / "gdps.jsonl").read_text().splitlines()]
+    assert {row["target_lang"] for row in rows} == {"fra", "ita"}
