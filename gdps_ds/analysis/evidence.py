@@ -21,6 +21,9 @@ from gdps_ds.config import PlanConfig
 DIGITS = 5
 """Significant digits of a stored figure."""
 
+LEADING = 16
+"""Canonical correlations that are stored for a pair."""
+
 
 def figures(values: ArrayLike) -> Any:
     """A float or nested lists of floats, rounded to :data:`DIGITS` significant digits; None where not finite."""
@@ -42,23 +45,25 @@ def interval_figures(figure: Interval) -> dict[str, Any]:
 
 
 def site_figures(site: SiteSimilarity, rank: RankedSite) -> dict[str, Any]:
-    """All similarities of a site and how it ranks."""
-    published = site.published
+    """How a site ranks, and the figures of each language there."""
     return {
         "conflict": interval_figures(site.conflict),
         "weighted_conflict": interval_figures(rank.weighted_conflict),
         "significant": rank.significant,
         "energy_share": figures(rank.energy_share),
         "self": interval_figures(site.self_similarity),
-        "cross": figures(site.cross_similarity),
+        "delta": figures(site.published.delta),
+        "purity": figures(site.published.purity),
+    }
+
+
+def similarity_figures(site: SiteSimilarity) -> dict[str, Any]:
+    """The similarity matrices of a site, (L, L) each."""
+    return {
         "rho": interval_figures(site.rho),
-        "published": {
-            "self": figures(published.self_similarity),
-            "cross": figures(published.cross_similarity),
-            "cosine": figures(published.cosine),
-            "delta": figures(published.delta),
-            "purity": figures(published.purity),
-        },
+        "cross": figures(site.cross_similarity),
+        "published_cross": figures(site.published.cross_similarity),
+        "published_cosine": figures(site.published.cosine),
     }
 
 
@@ -102,7 +107,7 @@ def canonical_figures(names: Sequence[str], sketches: Array) -> dict[str, Any]:
         sketches: (N, 2, h, k) per-token gradients per half.
 
     Returns:
-        The ridges, and per pair ``"a|b"`` the canonical correlations and how many reach :data:`IN_COMMON`.
+        The ridges, and per pair ``"a|b"`` the leading canonical correlations and how many reach :data:`IN_COMMON`.
     """
     ridges = [noise_ridge(halves) for halves in sketches]
     bases = [whiten(halves.mean(axis=0), ridge) for halves, ridge in zip(sketches, ridges, strict=True)]
@@ -110,7 +115,7 @@ def canonical_figures(names: Sequence[str], sketches: Array) -> dict[str, Any]:
     for first, second in combinations(range(len(names)), 2):
         correlations = canonical_correlations(bases[first], bases[second])
         pairs[f"{names[first]}|{names[second]}"] = {
-            "correlations": figures(correlations),
+            "correlations": figures(correlations[:LEADING]),
             "in_common": int((correlations >= IN_COMMON).sum()),
         }
     return {"ridges": dict(zip(names, figures(ridges), strict=True)), "pairs": pairs, "threshold": IN_COMMON}

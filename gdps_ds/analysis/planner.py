@@ -92,22 +92,16 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
     offered = offered_sites(sketches, settings, hidden)
     generator = np.random.default_rng(seed_of("bootstrap", sketches.seed))
     weights = bootstrap_weights(sketches.tokens, settings.bootstrap, generator)
-    measured = {name: measure(_folds(sketches, name), weights) for name in sites_of(tuple(sketches.sites))}
+    measured = {name: measure(folds_of(sketches, name), weights) for name in sites_of(tuple(sketches.sites))}
     ranking = rank_sites(measured, offered, settings)
+    # A plan without a split shows the site that came nearest to one.
+    first = [max(offered, key=lambda name: np.nan_to_num(ranking[name].score, nan=-np.inf))]
     names, why_sites = choose_sites(ranking, measured, offered, settings)
-    chosen = []
-    for name in names:
-        folds = _folds(sketches, name)
-        replicates = noise_corrected(similarity(folds, weights))
-        chosen.append(ChosenSite(name, folds, measured[name], replicates, ranking[name].energy_share))
-
-    grouping = Grouping(None, "groups: one, as no site is split", {})
-    if chosen:
-        grouping = group_languages(chosen, sketches.languages, settings, seed=sketches.seed % 2**32)
+    chosen = [_choose(sketches, name, measured[name], ranking[name].energy_share, weights) for name in names]
+    grouping = group_languages(chosen, sketches.languages, settings, seed=sketches.seed % 2**32)
     splits: list[Split] = []
     if grouping.labels is not None:
         splits = [split_site(site, sketches, grouping.labels, settings, hidden[site.name]) for site in chosen]
-
     split = [each for each in splits if each.lanes is not None]
     labels = grouping.labels if grouping.labels is not None and split else np.zeros(len(sketches.languages), np.int64)
     return SharingPlan(
@@ -120,6 +114,7 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
         reason="\n".join([why_sites, grouping.reason, *(each.reason for each in splits)]),
         evidence={
             "sites": {name: evidence.site_figures(measured[name], ranking[name]) for name in ranking},
+            "similarity": {name: evidence.similarity_figures(measured[name]) for name in names or first},
             "grouping": grouping.figures,
             "splits": {site.name: each.figures for site, each in zip(chosen, splits, strict=False)},
         },
@@ -127,8 +122,24 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
     )
 
 
+def folds_of(sketches: Sketches, site: str) -> FoldCosines:
+    """Fold cosines of one site.
+
+    Raises:
+        ValueError: the sketch holds NaN or infinity; names the site and the languages.
+    """
+    core = sketches.sites[site].core
+    finite = np.isfinite(core.sum(axis=(0, 2, 3, 4)))
+    if not finite.all():
+        bad = [language for language, fine in zip(sketches.languages, finite, strict=True) if not fine]
+        raise ValueError(f"the core sketch of site '{site}' holds NaN or infinity for {', '.join(bad)}")
+    return fold_cosines(core, sketches.tokens)
+
+
 def group_languages(chosen: Sequence[ChosenSite], languages: tuple[str, ...], settings: PlanConfig, seed: int) -> Grouping:
     """One grouping for all chosen sites, from their mean similarity: given, published or ours."""
+    if not chosen:
+        return Grouping(None, "groups: one, as no site is split", {})
     if isinstance(settings.groups, tuple):
         group_of = {language: index for index, group in enumerate(settings.groups) for language in group}
         return Grouping(np.array([group_of[language] for language in languages]), "groups: as plan.groups names", {})
@@ -141,6 +152,12 @@ def group_languages(chosen: Sequence[ChosenSite], languages: tuple[str, ...], se
         weak = _not_told_from_noise(chosen, languages)
         return Grouping(None, f"groups: rho is undefined for {weak}: its gradient cannot be told from noise", {})
     return _grouping_by_rho(*pooled, settings, seed)
+
+
+def _choose(sketches: Sketches, name: str, figures: SiteSimilarity, share: float, weights: Array) -> ChosenSite:
+    """Add what only the chosen sites need; recomputed, since keeping it for all would take 8 L^2 B bytes a site."""
+    folds = folds_of(sketches, name)
+    return ChosenSite(name, folds, figures, noise_corrected(similarity(folds, weights)), share)
 
 
 def _published_grouping(chosen: Sequence[ChosenSite], settings: PlanConfig, seed: int) -> Grouping:
@@ -246,7 +263,7 @@ def _shared_fraction(site: ChosenSite, labels: Labels, settings: PlanConfig) -> 
 
 def _pooled_rho(chosen: Sequence[ChosenSite]) -> tuple[Array, Array] | None:
     """rho and its replicates, averaged by gradient energy over the sites that tell all languages from noise."""
-    clear = [site for site in chosen if site.figures.told_from_noise]
+    clear = [site for site in chosen if site.figures.told_from_noise and site.energy_share > 0]
     if not clear:
         return None
     weights = np.array([site.energy_share for site in clear])
@@ -269,13 +286,6 @@ def _present_rows(folds: FoldCosines) -> tuple[Array, np.ndarray]:
     size = len(present)
     rows = folds.cosines.reshape(size, size)[np.ix_(present, present)]
     return rows, np.repeat(np.arange(len(folds.present)), folds.present.sum(axis=1))
-
-
-def _folds(sketches: Sketches, site: str) -> FoldCosines:
-    try:
-        return fold_cosines(sketches.sites[site].core, sketches.tokens)
-    except ValueError as error:
-        raise ValueError(f"site '{site}': {error}") from None
 
 
 def _half_tokens(sketches: Sketches) -> Array:

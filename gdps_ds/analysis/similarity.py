@@ -18,6 +18,7 @@ the gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,22 +113,35 @@ class SiteSimilarity:
 
 
 def measure(folds: FoldCosines, weights: Array) -> SiteSimilarity:
-    """All figures of one site; ``weights`` are the (L, F, B) of :func:`bootstrap_weights`."""
-    estimate, replicates = similarity(folds), similarity(folds, weights)
-    rho, rho_replicates = noise_corrected(estimate), noise_corrected(replicates)
-    rho_interval = interval(rho, rho_replicates)
-    apart = ~np.eye(len(rho), dtype=bool)
-    measured = rho_interval.bounded & apart
+    """All figures of one site; ``weights`` are the (L, F, B) of :func:`bootstrap_weights`.
+
+    Works through the pairs language by language: all replicates of all pairs at once would take 8 L^2 B bytes.
+    """
+    estimate = similarity(folds)
+    rho = noise_corrected(estimate)
+    selves = _over_different_folds(folds, weights)
+    roots = np.sqrt(_positive(selves))
+    low, high = np.ones_like(rho), np.ones_like(rho)
+    measured = np.zeros(rho.shape, dtype=bool)
+    sums, counts = np.zeros((2, weights.shape[2]))
+    for first, rows in _similarity_rows(folds, weights):
+        drawn = rows[1:] / (roots[first] * roots[first + 1 :])
+        found = interval(rho[first, first + 1 :], drawn)
+        low[first, first + 1 :] = low[first + 1 :, first] = found.low
+        high[first, first + 1 :] = high[first + 1 :, first] = found.high
+        measured[first, first + 1 :] = measured[first + 1 :, first] = found.bounded
+        sums += np.nansum(drawn[found.bounded], axis=0)
+        counts += np.isfinite(drawn[found.bounded]).sum(axis=0)
+    conflicts = 1 - _ratio(sums, counts)
     conflict = np.asarray(1 - rho[measured].mean() if measured.any() else np.nan)
-    drawn = 1 - _mean_defined(rho_replicates[measured])
     return SiteSimilarity(
         published_similarity(folds),
-        interval(np.diagonal(estimate), np.diagonal(replicates).T),
-        np.where(apart, estimate, np.nan),
-        rho_interval,
+        interval(np.diagonal(estimate), selves),
+        np.where(np.eye(len(rho), dtype=bool), np.nan, estimate),
+        Interval(rho, low, high),
         measured,
-        interval(conflict, drawn),
-        drawn,
+        interval(conflict, conflicts),
+        conflicts,
         float(energies(folds).mean()),
         energies(folds, weights).mean(axis=0),
     )
@@ -139,17 +153,11 @@ def fold_cosines(core: Array, tokens: Array) -> FoldCosines:
     Args:
         core: (2, L, F, k, k) gradient sums.
         tokens: (L, F) target tokens behind each sum.
-
-    Raises:
-        ValueError: a sketch holds NaN or infinity.
     """
     _, languages, folds = core.shape[:3]
     layers = np.asarray(core, dtype=np.float64).reshape(len(core), languages * folds, -1)
     gram = sum(layer @ layer.T for layer in layers)
     squares = np.diagonal(gram).reshape(languages, folds)
-    if not np.isfinite(squares).all():
-        bad = sorted({int(language) for language, _ in np.argwhere(~np.isfinite(squares))})
-        raise ValueError(f"the core sketch of language number(s) {bad} holds NaN or infinity")
     present = (tokens > 0) & (squares > 0)
     lengths = np.where(present, np.sqrt(squares), np.inf)
     cosines = gram / np.outer(lengths, lengths)
@@ -183,19 +191,10 @@ def similarity(folds: FoldCosines, weights: Array | None = None) -> Array:
     Returns:
         (L, L), or (L, L, B) with ``weights``; NaN where there is no pair of different folds.
     """
-    languages, count = folds.present.shape
-    drawn = np.ones((languages, count, 1)) if weights is None else weights
-    drawn = drawn * folds.present[:, :, None]
-    different = folds.cosines * (1.0 - np.eye(count))[:, None, :]
-    totals = drawn.sum(axis=1)
-    result = np.empty((languages, languages, drawn.shape[2]))
-    for first in range(languages):
-        others = drawn[first:]
-        rows = different[first, :, first:].reshape(count, -1)
-        sums = ((rows.T @ drawn[first]).reshape(others.shape) * others).sum(axis=1)
-        pairs = totals[first] * totals[first:] - (drawn[first] * others).sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result[first, first:] = result[first:, first] = np.where(pairs > 0, sums / pairs, np.nan)
+    drawn = np.ones((*folds.present.shape, 1)) if weights is None else weights
+    result = np.empty((len(drawn), len(drawn), drawn.shape[2]))
+    for first, rows in _similarity_rows(folds, drawn):
+        result[first, first:] = result[first:, first] = rows
     return result[:, :, 0] if weights is None else result
 
 
@@ -205,11 +204,11 @@ def noise_corrected(similarities: Array) -> Array:
     rho(l, l) is 1. Where self(l) <= 0 the language's gradient cannot be told from noise, and every rho of it is NaN.
     Sampling may carry rho outside [-1, 1]; clipping would bias it.
     """
-    selves = np.einsum("ll...->l...", similarities)
-    roots = np.sqrt(np.where(selves > 0, selves, np.nan))
-    rho = similarities / (roots[:, None] * roots[None, :])
+    selves = _positive(np.einsum("ll...->l...", similarities))
+    roots = np.sqrt(selves)
+    rho = np.asarray(similarities / (roots[:, None] * roots[None, :]))
     diagonal = np.arange(len(selves))
-    rho[diagonal, diagonal] = np.where(selves > 0, 1.0, np.nan)
+    rho[diagonal, diagonal] = selves / selves
     return rho
 
 
@@ -219,12 +218,8 @@ def energies(folds: FoldCosines, weights: Array | None = None) -> Array:
     Returns:
         (L,), or (L, B) with ``weights``; at least 0, and 0 where there is no pair of different folds.
     """
-    count = folds.present.shape[1]
-    drawn = folds.present[:, :, None] * (np.ones((1, 1, 1)) if weights is None else weights)
-    own = np.einsum("lflg->lfg", folds.cosines) * folds.norms[:, :, None] * folds.norms[:, None, :]
-    sums = ((own * (1.0 - np.eye(count))).transpose(0, 2, 1) @ drawn * drawn).sum(axis=1)
-    pairs = drawn.sum(axis=1) ** 2 - (drawn**2).sum(axis=1)
-    result = np.maximum(np.where(pairs > 0, sums / np.where(pairs > 0, pairs, 1), 0.0), 0.0)
+    drawn = np.ones((*folds.present.shape, 1)) if weights is None else weights
+    result = np.nan_to_num(np.maximum(_over_different_folds(folds, drawn, folds.norms), 0.0))
     return result[:, 0] if weights is None else result
 
 
@@ -254,11 +249,36 @@ def interval(value: Array, replicates: Array) -> Interval:
     return Interval(value, np.asarray(lows), np.asarray(highs))
 
 
-def _mean_defined(values: Array) -> Array:
-    """(B,) mean of (N, B) over what is not NaN; NaN where nothing is."""
-    defined = ~np.isnan(values)
-    counts = defined.sum(axis=0)
-    return np.where(counts > 0, np.where(defined, values, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+def _similarity_rows(folds: FoldCosines, weights: Array) -> Iterator[tuple[int, Array]]:
+    """For each language l, (L - l, B): its similarity to itself and to every later language, in each replicate."""
+    count = folds.present.shape[1]
+    drawn = weights * folds.present[:, :, None]
+    different = folds.cosines * (1.0 - np.eye(count))[:, None, :]
+    totals = drawn.sum(axis=1)
+    for first, own in enumerate(drawn):
+        others = drawn[first:]
+        rows = different[first, :, first:].reshape(count, -1)
+        sums = np.einsum("mfb,mfb->mb", (rows.T @ own).reshape(others.shape), others)
+        pairs = totals[first] * totals[first:] - np.einsum("fb,mfb->mb", own, others)
+        yield first, _ratio(sums, pairs)
+
+
+def _over_different_folds(folds: FoldCosines, weights: Array, scale: Array | None = None) -> Array:
+    """(L, B) mean over f != f' of cos(v_lf, v_lf'), each fold multiplied by its ``scale`` (L, F)."""
+    drawn = weights * folds.present[:, :, None]
+    own = np.einsum("lflg->lfg", folds.cosines) * (1.0 - np.eye(folds.present.shape[1]))
+    if scale is not None:
+        own = own * scale[:, :, None] * scale[:, None, :]
+    return _ratio(np.einsum("lfb,lfb->lb", own @ drawn, drawn), drawn.sum(axis=1) ** 2 - (drawn**2).sum(axis=1))
+
+
+def _ratio(sums: Array, counts: Array) -> Array:
+    """Means; NaN where nothing was counted."""
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _positive(values: Array) -> Array:
+    return np.where(values > 0, values, np.nan)
 
 
 def _mean_of_others(cross: Array) -> Array:

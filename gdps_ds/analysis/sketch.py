@@ -114,7 +114,5 @@ class Sketches:
 def sites_of(names: Sequence[str]) -> tuple[str, ...]:
     """Sites in the one order that every rank uses: by layer number, then by name."""
     return tuple(
-        sorted(
-            set(names), key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-        )
+        sorted(set(names), key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")])
     )

@@ -47,9 +47,7 @@ class Segment:
     channels: int
 
 
-def load_audio(
-    path: str, offset: float = 0.0, duration: float | None = None, rate: int = SAMPLE_RATE
-) -> NDArray[np.float32]:
+def load_audio(path: str, offset: float = 0.0, duration: float | None = None, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
     """The samples of :func:`read_segment`: (samples,) float32 in [-1, 1], mono, ``rate`` a second."""
     return read_segment(path, offset, duration, rate).samples
 

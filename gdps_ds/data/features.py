@@ -47,9 +47,7 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         DataError: the waveform is too short for one frame.
     """
     if frames_of_samples(len(waveform)) == 0:
-        raise DataError(
-            f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds"
-        )
+        raise DataError(f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds")
     fbank = knf.OnlineFbank(_fbank_options())
     fbank.accept_waveform(SAMPLE_RATE, (waveform * FULL_SCALE).tolist())
     mel = np.stack([fbank.get_frame(number) for number in range(fbank.num_frames_ready)])
@@ -118,9 +116,7 @@ class FeatureStore:
         self._frames: NDArray[np.float32] = np.load(folder / "features.npy", mmap_mode="r")
 
     @classmethod
-    def build(
-        cls, utterances: Sequence[Utterance], folder: Path, *, workers: int = 0, progress: bool = False
-    ) -> FeatureStore:
+    def build(cls, utterances: Sequence[Utterance], folder: Path, *, workers: int = 0, progress: bool = False) -> FeatureStore:
         """Compute the store, or open it where it already holds these utterances, settings and audio files.
 
         One process builds; the others wait for it and open. The folder appears whole or not at all.

@@ -198,6 +198,4 @@ def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float) -> 
         return TOO_SHORT
     if seconds > max_seconds:
         return TOO_LONG
-    return _Decoded(
-        seconds, asked is not None and asked - seconds > CUT_TOLERANCE, segment.native_rate, segment.channels
-    )
+    return _Decoded(seconds, asked is not None and asked - seconds > CUT_TOLERANCE, segment.native_rate, segment.channels)

@@ -174,11 +174,13 @@ class _LinearSketch:
     @torch.no_grad()
     def add(self, activations: Tensor, projected: Tensor, gradient: Tensor, watched: _Watched) -> None:
         with _full_precision(gradient):
-            gradient = gradient.float() * watched.scale
-            out = (gradient @ self._p_out) * watched.mask
+            gradient = gradient.float()
+            # The mask and the scale go into the thin factors: nothing of the hidden width is copied.
+            weights = watched.mask * watched.scale
+            out = (gradient @ self._p_out) * weights
             self._core.index_add_(0, watched.slots, out.transpose(1, 2) @ projected)
             if self._hidden_out:
-                neurons = gradient.transpose(1, 2) @ (projected + self._omega * watched.mask)
+                neurons = gradient.transpose(1, 2) @ ((projected + self._omega) * weights)
             else:
                 neurons = activations.float().transpose(1, 2) @ out
             self._neurons.index_add_(0, watched.halves, neurons)

@@ -16,6 +16,7 @@ class Progress:
     """
 
     def __init__(self, phase: str, total: int, start: int = 0, *, enabled: bool, ranks: int = 1) -> None:
+        self._left = total - start
         self._bar = tqdm(total=total, initial=start, desc=phase, unit="step", disable=not enabled, mininterval=1.0)
         self._ranks = ranks
         self._utterances = 0
@@ -37,4 +38,6 @@ class Progress:
         elapsed = self._bar.format_dict["elapsed"] or 1e-9
         rates = {"utt/s": f"{self._utterances / elapsed:.0f}", "audio": f"{self._seconds / elapsed:.0f}x"}
         self._bar.set_postfix(({} if loss is None else {"loss": f"{loss:.3f}"}) | rates, refresh=False)
-        self._bar.update(min(count, self._bar.total - self._bar.n))
+        count = min(count, self._left)
+        self._left -= count
+        self._bar.update(count)

@@ -74,8 +74,8 @@ class PhaseCheckpoints:
         written, now = (progress.world_size, progress.zero_stage), (engine.comm.world_size, engine.stage)
         if written != now:
             raise ValueError(
-                f"{self._folder}: written by {written[0]} rank(s) at ZeRO stage {written[1]}, but this run has {now[0]} rank(s) "
-                f"at stage {now[1]}; start it with the same number of ranks and DeepSpeed file, or choose another run.dir"
+                f"{self._folder}: written by {written[0]} rank(s) at ZeRO stage {written[1]}, but this run has {now[0]} "
+                f"rank(s) at stage {now[1]}; start it with as many ranks and the same DeepSpeed file, or choose another run.dir"
             )
         engine.load(self._folder, str(self._latest_tag()))
         return progress

@@ -222,7 +222,7 @@ class Run:
         return engine
 
     def _probe(self, engine: Engine) -> float:
-        """Loss per token of the longest dev utterances in evaluation mode: the same batch on every rank and before and after."""
+        """Loss per token of the longest dev utterances in evaluation mode: the same batch on every rank and at every time."""
         dataset = self.trainer.inputs.dev
         longest = dataset.lengths.argsort(kind="stable")[::-1]
         fitting = min(self.config.data.max_utterances, self.config.data.max_frames // int(dataset.lengths.max()))

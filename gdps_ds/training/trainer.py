@@ -75,7 +75,10 @@ class Trainer:
                     checkpoints.save(engine, progress, plan)
                 if stop and update < phase.updates:
                     raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
-        return Progress(phase.updates, position, self.comm.world_size, engine.stage)
+        progress = Progress(phase.updates, position, self.comm.world_size, engine.stage)
+        if start.update == phase.updates:  # a phase without updates still leaves a checkpoint to start from
+            checkpoints.save(engine, progress, plan)
+        return progress
 
     def dev_losses(self, engine: Engine) -> dict[str, float]:
         """Loss per target token of the dev set without label smoothing, by language and over all."""
