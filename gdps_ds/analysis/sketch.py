@@ -92,15 +92,13 @@ class Sketches:
     @classmethod
     def load(cls, path: Path) -> Sketches:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            names = sorted(key.removeprefix("core/") for key in file.keys() if key.startswith("core/"))
-            neurons = {key for key in file.keys() if key.startswith("neurons/")}
+            metadata, keys = file.metadata(), list(file.keys())
             sites = {
                 name: SiteSketch(
                     file.get_tensor(f"core/{name}"),
-                    file.get_tensor(f"neurons/{name}") if f"neurons/{name}" in neurons else None,
+                    file.get_tensor(f"neurons/{name}") if f"neurons/{name}" in keys else None,
                 )
-                for name in names
+                for name in sites_of([key.removeprefix("core/") for key in keys if key.startswith("core/")])
             }
             return cls(
                 tuple(metadata["languages"].split()),

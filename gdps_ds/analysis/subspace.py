@@ -1,7 +1,7 @@
 """Which hidden neurons the groups fight over: joint SVD, ridge CCA, conflict and energy per neuron, lanes.
 
-Neuron sketches come in two halves of the folds. Their noise is independent, so products *between* the halves estimate
-products of the noise-free gradients without bias; that is how norms, energies and conflicts are measured here.
+Neuron sketches come in two halves of the folds, whose noise is independent: products *between* the halves estimate
+products of the noise-free gradients without bias. That is how norms, energies and conflicts are measured here.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ IN_COMMON = 0.5
 
 @dataclass(frozen=True)
 class JointSVD:
-    """Leading singular components of gradients stacked as the rows of one matrix M.
+    """Leading singular components of gradients stacked as the rows of one matrix.
 
     Attributes:
         singular_values: (K,) descending; the fewest that carry :data:`EXPLAINED` of the energy.
-        coefficients: (N, K); the right singular vectors are the columns of M^T @ coefficients.
         energies: (blocks, K) energy of block l on component c, |G_l v_c|^2 / n_l (GDPS, section C).
         shares: (blocks,) pi, each block's share of these energies.
     """
 
     singular_values: Array
-    coefficients: Array
     energies: Array
     shares: Array
 
 
 @dataclass(frozen=True)
 class NeuronScores:
-    """Figures of each hidden neuron; noise may carry an estimate slightly below 0.
+    """Figures of each hidden neuron, free of noise on average; single ones may fall below 0.
 
     Attributes:
         conflict: (h,) sum over pairs of groups of |g_a - g_b|^2 / 2, where g_a is the neuron's row of the group's unit
             gradient. Over all neurons it sums to the sum over pairs of 1 - cos(group a, group b).
-        energies: (G, h) squared norm of the row, in each group.
+        energies: (G, h) squared norm of the row, in each group; sums to 1 over the neurons.
     """
 
     conflict: Array
@@ -56,7 +54,7 @@ class NeuronScores:
 
 
 def joint_svd(gram: Array, block: NDArray[np.integer]) -> JointSVD:
-    """SVD of the stacked rows M from their Gram matrix M M^T, signs fixed.
+    """SVD of the stacked rows M, from their Gram matrix M M^T.
 
     Args:
         gram: (N, N) inner products of the rows.
@@ -67,17 +65,13 @@ def joint_svd(gram: Array, block: NDArray[np.integer]) -> JointSVD:
     """
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    if values[0] <= 0:
-        raise ValueError("no gradient: every sketch of this site is zero")
+    if not values.any():
+        raise ValueError("every gradient is zero: the site has no singular components")
     kept = int(np.searchsorted(np.cumsum(values) / values.sum(), EXPLAINED)) + 1
-    values, vectors = values[:kept], vectors[:, :kept]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(kept)])
-    sizes = np.bincount(block)
-    # G_l v_c = s_c u_lc: the rows of the left singular vectors that belong to block l.
-    energies = np.stack([(vectors[block == index] ** 2).sum(axis=0) * values for index in range(len(sizes))])
-    energies /= sizes[:, None]
-    roots = np.sqrt(values)
-    return JointSVD(roots, vectors / roots, energies, energies.sum(axis=1) / energies.sum())
+    # M = U S V^T, so that G_l v_c = s_c u_lc, with u_l the rows of U that belong to block l.
+    squares = values[:kept] * vectors[:, :kept] ** 2
+    energies = np.stack([squares[block == index].mean(axis=0) for index in range(int(block.max()) + 1)])
+    return JointSVD(np.sqrt(values[:kept]), energies, energies.sum(axis=1) / energies.sum())
 
 
 def noise_ridge(halves: Array) -> float:
@@ -122,26 +116,17 @@ def group_gradients(neurons: Array, tokens: Array, labels: Labels) -> Array:
     return np.stack([_unit(group) for group in groups])
 
 
-def score_neurons(groups: Array) -> tuple[NeuronScores, JointSVD]:
-    """Conflict and energy of each neuron inside the groups' joint subspace of neuron space.
+def score_neurons(groups: Array) -> NeuronScores:
+    """Conflict and energy of each neuron from :func:`group_gradients`, (G, 2, h, k).
 
     Giving a neuron one shared row instead of a row per group costs, to second order with equal curvature everywhere,
-    sum over groups of |g_a - mean|^2 / 2, which is the disagreement of :class:`NeuronScores` divided by G. The joint
-    subspace, spanned by the leading left singular vectors of all groups' sketches side by side, removes most noise:
-    a gradient of a block has low rank, its noise has not.
-
-    Args:
-        groups: (G, 2, h, k) from :func:`group_gradients`.
+    sum over groups of |g_a - mean|^2 / 2; the sum over pairs of |g_a - g_b|^2 / 2 is G times that. Both are products
+    between the halves here. Projecting on the leading joint subspace first was measured on planted problems: it takes
+    the noise out of single neurons, but biases the sums and gives no better lanes.
     """
-    count, _, _, width = groups.shape
-    stacked = groups.mean(axis=1).transpose(0, 2, 1).reshape(count * width, -1)
-    joint = joint_svd(stacked @ stacked.T, np.repeat(np.arange(count), width))
-    basis = stacked.T @ joint.coefficients
-    projected = basis @ (basis.T @ groups)
-    energies = np.einsum("ghk,ghk->gh", projected[:, 0], projected[:, 1])
-    centred = projected - projected.mean(axis=0)
-    conflict = count / 2 * np.einsum("ghk,ghk->h", centred[:, 0], centred[:, 1])
-    return NeuronScores(conflict, energies), joint
+    energies = np.einsum("ghk,ghk->gh", groups[:, 0], groups[:, 1])
+    centred = groups - groups.mean(axis=0)
+    return NeuronScores(len(groups) * np.einsum("ghk,ghk->h", centred[:, 0], centred[:, 1]), energies)
 
 
 def assign_lanes(name: str, scores: NeuronScores, shared: int, width: Width) -> SitePlan:

@@ -103,7 +103,7 @@ def _neuron_gradients(
     support[1 : 2 + int(groups.max()), fought_over] = 1
     spectrum = 1.0 / np.arange(1, sketch + 1)
     rows = support[:, :, None] * generator.standard_normal((parts, hidden, sketch)) * spectrum
-    rows *= generator.lognormal(sigma=0.5, size=(hidden, 1))
+    rows *= generator.lognormal(sigma=1.0, size=(parts, hidden, 1))
     mixed = np.einsum("phk,pkl->phl", rows, np.linalg.qr(generator.standard_normal((parts, sketch, sketch)))[0])
     unit = mixed / np.sqrt((mixed**2).sum(axis=(1, 2), keepdims=True))
     return _mix(unit.reshape(parts, -1), groups, site).reshape(len(groups), hidden, sketch)
