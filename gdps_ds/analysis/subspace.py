@@ -126,7 +126,7 @@ def score_neurons(groups: Array) -> NeuronScores:
     """
     energies = np.einsum("ghk,ghk->gh", groups[:, 0], groups[:, 1])
     centred = groups - groups.mean(axis=0)
-    return NeuronScores(len(groups) * np.einsum("ghk,ghk->h", centred[:, 0], centred[:, 1]), energies)
+    return NeuronScores(len(groups) / 2 * np.einsum("ghk,ghk->h", centred[:, 0], centred[:, 1]), energies)
 
 
 def assign_lanes(name: str, scores: NeuronScores, shared: int, width: Width) -> SitePlan:

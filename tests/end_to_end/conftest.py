@@ -12,12 +12,12 @@ from tests.tiny import ARCHITECTURE
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A handful of the demo corpus's utterances."""
-    return build_demo_corpus(tmp_path_factory.mktemp("corpora") / "demo", train=32, dev=6, test=5, workers=0)
+    return build_demo_corpus(tmp_path_factory.mktemp("corpora") / "demo", train=32, dev=6, test=5, workers=1)
 
 
 @pytest.fixture(scope="session")
 def experiment(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All phases, a few updates each; the groups are given, so that the plan splits whatever a run so short finds."""
+    """All phases, a few updates each; groups and site are given, so that the plan splits whatever a run so short finds."""
     tree = {
         "deepspeed": "ds_configs/zero2.json",
         "run": {"dir": "set by the test"},
@@ -37,7 +37,12 @@ def experiment(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "checkpoint_every": 2,
         },
         "mine": {"updates": 3, "sketch": 16, "folds": 4},
-        "plan": {"round_to": 8, "groups": [["aeb", "gle"], ["bem", "est"]]},
+        "plan": {
+            "round_to": 8,
+            "groups": [["aeb", "gle"], ["bem", "est"]],
+            "sites": ["speech_encoder.encoder.layers.1.ffn2"],
+            "shared": 0.5,
+        },
         "decode": {"beams": 2, "max_new_tokens": 8},
     }
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"

@@ -48,7 +48,9 @@ def test_hand_written_shared_neurons_leave_the_others_private() -> None:
 
 
 def test_json_round_trip_keeps_everything(tmp_path: Path) -> None:
-    plan = read(energy_shares=[0.25, 0.75], reason='one "reason"\n[two', evidence={"rho": [[1.0, None]]}, provenance={"seed": 1})
+    plan = read(
+        energy_shares=[0.25, 0.75], reason='one "reason"\n[two', evidence={"rho": [[1.0, None]]}, provenance={"seed": 1}
+    )
     plan.save(tmp_path / "plan.json")
     again = SharingPlan.load(tmp_path / "plan.json")
     assert again == plan
@@ -108,7 +110,7 @@ def test_what_is_no_plan(text: str, message: str) -> None:
 
 def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(PlanError, match="mine.json: 3 fault"):
+    with pytest.raises(PlanError, match=r"mine\.json: 3 fault"):
         SharingPlan.load(tmp_path / "mine.json")
 
 
