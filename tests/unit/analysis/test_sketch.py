@@ -42,8 +42,8 @@ def test_sketches_are_linear(seed: int, a: float, b: float) -> None:
 
 
 def test_inner_products_are_unbiased_with_the_predicted_variance() -> None:
-    """E<C_a, C_b> = <G_a, G_b>. For sign projections of one side, Var = (|a|^2 |b|^2 + <a, b>^2 - 2 sum a_i^2 b_i^2) / k (vectors);
-    checked here for rank-one gradients, where both sides are such vectors."""
+    """E<C_a, C_b> = <G_a, G_b>; of vectors, Var <P a, P b> = (|a|^2 |b|^2 + <a, b>^2 - 2 sum a_i^2 b_i^2) / k for sign
+    projections. Checked for rank-one gradients, whose two sides are such vectors."""
     generator = torch.Generator().manual_seed(0)
     u, v, x, y = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (ROWS, ROWS, COLUMNS, COLUMNS))
     draws = torch.stack([(core(torch.outer(u, x), s) * core(torch.outer(v, y), s)).sum() for s in range(3000)])
