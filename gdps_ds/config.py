@@ -125,13 +125,23 @@ class TrainConfig(Section):
 class MineConfig(Section):
     """The distributed gradient gatherer."""
 
-    updates: Count = Field(50, description="the pass without updates sees the data of this many updates")
+    during: Literal["pass", "training"] = Field(
+        "pass", description="a pass without updates at the unified model, or the last updates of the unified phase"
+    )
+    updates: Count = Field(50, description="pass: it sees the data of this many updates; training: updates of the window")
+    every: Count = Field(1, description="during training: every n-th update of the window is mined")
     sites: tuple[str, ...] = Field(
         ("speech_encoder.encoder.layers.*.ffn1", "speech_encoder.encoder.layers.*.ffn2"),
         min_length=1,
         description="glob patterns of candidate feed-forward blocks",
     )
+    neurons: Literal["chosen", "all"] = Field(
+        "chosen", description="neuron sketches summed over ranks: of the sites that will be split, or of all candidates"
+    )
     sketch: Count = Field(64, description="k of the core sketch (k x k) and the neuron sketch (h x k)")
+    exact: tuple[str, ...] = Field(
+        (), description="glob patterns of candidates whose full gradient of each language is saved too (gradients.safetensors)"
+    )
     folds: Annotated[int, Field(ge=2)] = Field(16, description="folds of utterances; their scatter gives the intervals")
 
 
@@ -206,6 +216,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.mine.during == "training" and self.mine.updates > self.train.unify.updates:
+            raise ValueError(
+                f"mine.updates ({self.mine.updates}) during training cannot exceed train.unify.updates "
+                f"({self.train.unify.updates})"
+            )
         if isinstance(self.plan.groups, tuple):
             named = {language for group in self.plan.groups for language in group}
             if named != set(self.data.languages):

@@ -160,8 +160,10 @@ class SharingPlan:
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`to_json` to ``path``."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write :meth:`to_json` to ``path``, whole or not at all."""
+        aside = Path(f"{path}.partial")
+        aside.write_text(self.to_json(), encoding="utf-8")
+        aside.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> SharingPlan:

@@ -40,7 +40,7 @@ from gdps_ds.analysis.similarity import (
     noise_corrected,
     similarity,
 )
-from gdps_ds.analysis.sites import choose_sites, offered_sites, rank_sites
+from gdps_ds.analysis.sites import RankedSite, choose_sites, offered_sites, rank_sites
 from gdps_ds.analysis.sketch import HALVES, Sketches, seed_of, sites_of
 from gdps_ds.config import PlanConfig
 from gdps_ds.plan import SharingPlan, SitePlan
@@ -90,15 +90,11 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
     Raises:
         ValueError: sketches, settings and model do not go together; names the option and what was found.
     """
-    _check_languages(sketches, settings)
-    offered = offered_sites(sketches, settings, hidden)
-    generator = np.random.default_rng(seed_of("bootstrap", sketches.seed))
-    weights = bootstrap_weights(sketches.tokens, settings.bootstrap, generator)
-    measured = {name: measure(folds_of(sketches, name), weights) for name in sites_of(tuple(sketches.sites))}
-    ranking = rank_sites(measured, offered, settings)
+    offered, weights, measured, ranking = _rank(sketches, settings, hidden)
     # A plan without a split shows the site that came nearest to one.
     first = [max(offered, key=lambda name: np.nan_to_num(ranking[name].score, nan=-np.inf))]
     names, why_sites = choose_sites(ranking, measured, offered, settings)
+    _require_neurons(sketches, names, settings)
     chosen = [_choose(sketches, name, measured[name], ranking[name].energy_share, weights) for name in names]
     grouping = group_languages(chosen, sketches.languages, settings, seed=sketches.seed % 2**32)
     splits: list[Split] = []
@@ -123,6 +119,46 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
         },
         provenance=evidence.provenance(sketches, settings),
     )
+
+
+def sites_to_split(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]) -> tuple[str, ...]:
+    """The sites that :func:`make_plan` will choose; core sketches are enough to tell.
+
+    So ranks need to add up the much larger neuron sketches of these sites only.
+    """
+    offered, _, measured, ranking = _rank(sketches, settings, hidden)
+    return choose_sites(ranking, measured, offered, settings)[0]
+
+
+def _rank(
+    sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]
+) -> tuple[tuple[str, ...], Array, dict[str, SiteSimilarity], dict[str, RankedSite]]:
+    """The sites that may be split, bootstrap weights of the folds, and every site's figures and rank."""
+    _check_languages(sketches, settings)
+    offered = offered_sites(sketches, settings, hidden)
+    weights = fold_weights(sketches, settings.bootstrap)
+    measured = measure_sites(sketches, weights)
+    return offered, weights, measured, rank_sites(measured, offered, settings)
+
+
+def _require_neurons(sketches: Sketches, names: Sequence[str], settings: PlanConfig) -> None:
+    """``init: neurons`` copies neurons, and so has to know which of them the groups fight over."""
+    missing = [name for name in names if sketches.sites[name].neurons is None]
+    if settings.init == "neurons" and missing:
+        raise ValueError(
+            f"plan.sites: '{missing[0]}' has no neuron sketch, which plan.init: neurons needs; mine with mine.neurons: all, "
+            "or take another plan.init"
+        )
+
+
+def fold_weights(sketches: Sketches, replicates: int) -> Array:
+    """(L, F, B) how often each bootstrap replicate draws each fold."""
+    return bootstrap_weights(sketches.tokens, replicates, np.random.default_rng(seed_of("bootstrap", sketches.seed)))
+
+
+def measure_sites(sketches: Sketches, weights: Array) -> dict[str, SiteSimilarity]:
+    """Every figure of every site, in model order; ``weights`` are those of :func:`fold_weights`."""
+    return {name: measure(folds_of(sketches, name), weights) for name in sites_of(tuple(sketches.sites))}
 
 
 def folds_of(sketches: Sketches, site: str) -> FoldCosines:

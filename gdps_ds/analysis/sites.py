@@ -42,25 +42,14 @@ def offered_sites(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str,
         if site.neurons is not None and site.neurons.shape[2] != hidden[name]:
             raise ValueError(f"the sketch of '{name}' has {site.neurons.shape[2]} hidden neurons, the model has {hidden[name]}")
     names = sites_of(tuple(sketches.sites))
-    # Only init: neurons copies neurons, and so has to know which of them the groups fight over.
-    able = [name for name in names if settings.init != "neurons" or sketches.sites[name].neurons is not None]
     if isinstance(settings.sites, int):
-        if settings.sites > len(able):
-            raise ValueError(
-                f"plan.sites: {settings.sites} sites to split, but only {len(able)} of {len(names)} sketched sites "
-                "have the neuron sketches that plan.init: neurons needs"
-            )
-        return tuple(able)
+        if settings.sites > len(names):
+            raise ValueError(f"plan.sites: {settings.sites} sites to split, but mine.sites has {len(names)}")
+        return names
     for pattern in settings.sites:
-        matches = [name for name in names if fnmatchcase(name, pattern)]
-        if not matches:
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"plan.sites: '{pattern}' matches none of the sketched sites: {', '.join(names)}")
-        unable = sorted(set(matches) - set(able))
-        if unable:
-            raise ValueError(
-                f"plan.sites: '{pattern}' names {unable[0]}, which has no neuron sketch; plan.init: neurons needs one"
-            )
-    return tuple(name for name in able if any(fnmatchcase(name, pattern) for pattern in settings.sites))
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in settings.sites))
 
 
 def rank_sites(measured: Mapping[str, SiteSimilarity], offered: Sequence[str], settings: PlanConfig) -> dict[str, RankedSite]:

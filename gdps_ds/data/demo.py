@@ -145,13 +145,14 @@ def _build(root: Path, settings: Settings, workers: int, progress: bool) -> None
     }
     for split in SPEAKERS:
         (root / "audio" / split).mkdir(parents=True)
-    spoken = _speak_all([reading for of_split in readings.values() for reading in of_split], root, workers, progress)
+    everything = [reading for of_split in readings.values() for reading in of_split]
+    spoken = iter(_speak_all(everything, root, workers, progress))
     for split, of_split in readings.items():
         write_manifest(root / f"{split}.jsonl", list(islice(spoken, len(of_split))))
     (root / "corpus.json").write_text(json.dumps(asdict(settings)) + "\n", encoding="utf-8")
 
 
-def _speak_all(readings: list[_Reading], root: Path, workers: int, progress: bool) -> Iterator[Utterance]:
+def _speak_all(readings: list[_Reading], root: Path, workers: int, progress: bool) -> list[Utterance]:
     """Synthesise ``readings`` in parallel; the utterances with their audio, in order."""
     # A synthesiser's flutter depends on all it said before: every part gets a new process, so that the audio does not
     # depend on which worker is free. Spawned, because the caller may run threads that do not survive a fork.
@@ -160,13 +161,15 @@ def _speak_all(readings: list[_Reading], root: Path, workers: int, progress: boo
     bar = tqdm(total=len(readings), desc="demo corpus", unit="utt", disable=not progress)
     with bar, ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = [pool.submit(_speak, part, root) for part in parts]
+        utterances: list[Utterance] = []
         try:
             for job in jobs:
-                yield from job.result()
-                bar.update(len(job.result()))
+                utterances += job.result()
+                bar.update(len(utterances) - bar.n)
         finally:
             for job in jobs:  # After an error: do not make the rest first.
                 job.cancel()
+    return utterances
 
 
 # Text.

@@ -123,6 +123,13 @@ class Engine:
         """
         self.deepspeed.backward(loss_sum * (self.comm.world_size * self.accumulation / global_tokens))
 
+    def undo_scaling(self, global_tokens: float) -> float:
+        """Factor from the gradients inside :meth:`backward` to those of the summed token loss."""
+        zero_scale = getattr(self.deepspeed.optimizer, "loss_scale", None)
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        loss_scale = float(zero_scale or (scaler.get_scale() if scaler is not None else 1.0))
+        return global_tokens / (self.comm.world_size * loss_scale)
+
     def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> None:
         """Count a micro-batch; at the end of the accumulation, update with ``lr`` and ``weight_decay`` by group name."""
         for group in self.deepspeed.optimizer.param_groups:

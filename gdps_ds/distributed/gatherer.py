@@ -1,26 +1,29 @@
 """The distributed gradient gatherer: hooks -> per-language sketches -> one all-reduce.
 
-For every linear of every candidate block, a forward hook projects the input activations and a hook on the output projects the
-output gradients; their per-utterance products are summed by language and fold. Nothing reads ``.grad``, so the result does
-not depend on the ZeRO stage, and sums over utterances do not depend on the world size or on how batches were made up.
+For every linear of every candidate block, a forward hook projects the input activations and a hook on the output projects
+the output gradients; their per-utterance products are summed by language and fold. Nothing reads ``.grad``, so the result
+does not depend on the ZeRO stage, and sums over utterances do not depend on the world size or on how batches were made up.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches, sign_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR
+from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, after_adaptor, route_of
+from gdps_ds.model.routing import Router
+
+ROLES = (INPUT_LINEAR, OUTPUT_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,22 @@ class _Watched:
     """What the hooks need to know about the current micro-batch.
 
     Attributes:
-        mask: (B, T, 1) float, zero at padded frames.
+        weights: by number of frames T, (B, T, 1) the scale at real frames and zero at padded ones; the adaptor's blocks
+            see fewer frames than the encoder's.
+        languages: (B,) language.
         slots: (B,) language * folds + fold.
         halves: (B,) language * 2 + fold modulo 2.
-        scale: factor from the incoming gradients to those of the summed token loss.
     """
 
-    mask: Tensor
+    weights: Mapping[int, Tensor]
+    languages: Tensor
     slots: Tensor
     halves: Tensor
-    scale: float
+
+    def of_rows(self, rows: Tensor) -> _Watched:
+        """What a private lane sees: only its group's utterances."""
+        weights = {frames: weight[rows] for frames, weight in self.weights.items()}
+        return _Watched(weights, self.languages[rows], self.slots[rows], self.halves[rows])
 
 
 class GradientGatherer:
@@ -45,10 +54,11 @@ class GradientGatherer:
 
     Args:
         model: the module whose blocks are watched (partitioned or not).
-        sites: names of feed-forward blocks, in the same order on every rank.
+        sites: names of feed-forward blocks or lanes, in the same order on every rank.
         languages: order of the language axis.
         settings: sketch size and folds.
         seed: run seed; projections are drawn from (seed, linear, role), the same on every rank.
+        exact: sites whose full gradient per language is kept as well; for single layers and as the tests' oracle.
     """
 
     def __init__(
@@ -59,30 +69,31 @@ class GradientGatherer:
         settings: MineConfig,
         seed: int,
         device: torch.device,
+        exact: Sequence[str] = (),
     ) -> None:
         self.sites = tuple(sites)
         self.languages = tuple(languages)
         self.seed = seed
         self._folds = settings.folds
         self._device = device
+        self._config = getattr(model, "config", None)
         self._watched: _Watched | None = None
         slots = len(languages) * settings.folds
-        self._tokens = torch.zeros(slots, dtype=torch.float64)
-        self._utterances = torch.zeros(slots, dtype=torch.float64)
+        self._counts = torch.zeros(2, slots, dtype=torch.float64)  # target tokens, utterances
         self._linears: dict[str, _LinearSketch] = {}
         for site in self.sites:
-            block = model.get_submodule(site)
-            for role in (INPUT_LINEAR, OUTPUT_LINEAR):
-                name = f"{site}.{role}"
-                self._linears[name] = _LinearSketch(
+            block, route = model.get_submodule(site), route_of(model, site)
+            for role in ROLES:
+                self._linears[f"{site}.{role}"] = _LinearSketch(
                     cast(nn.Linear, block.get_submodule(role)),
-                    name,
+                    f"{site}.{role}",
                     settings.sketch,
-                    slots,
-                    len(languages) * HALVES,
+                    (len(languages), slots),
                     seed,
                     device,
                     hidden_out=role == INPUT_LINEAR,
+                    exact=site in exact,
+                    route=route,
                 )
 
     @contextlib.contextmanager
@@ -92,45 +103,103 @@ class GradientGatherer:
         try:
             yield
         finally:
-            _remove(handles)
+            for handle in handles:
+                handle.remove()
             self._watched = None
 
     def watch(self, languages: Tensor, folds: Tensor, mask: Tensor, tokens: Tensor, scale: float = 1.0) -> None:
         """Announce the next micro-batch: language, fold and target tokens (B,), frame mask (B, T), on the host.
 
-        ``scale`` turns the gradients of the loss that will be differentiated into those of the summed token loss; it undoes
-        loss scaling, accumulation and token averaging.
+        ``scale`` turns the gradients of the loss that will be differentiated into those of the summed token loss; it
+        undoes loss scaling, accumulation and token averaging.
         """
         slots = languages * self._folds + folds
-        self._tokens.index_add_(0, slots, tokens.double())
-        self._utterances.index_add_(0, slots, torch.ones_like(tokens, dtype=torch.float64))
-        halves = languages * HALVES + folds % HALVES
-        self._watched = _Watched(
-            mask.unsqueeze(-1).float().to(self._device), slots.to(self._device), halves.to(self._device), scale
-        )
+        self._counts.index_add_(1, slots, torch.stack([tokens.double(), torch.ones_like(tokens, dtype=torch.float64)]))
+        indices = (languages, slots, languages * HALVES + folds % HALVES)
+        masks = [mask]
+        if self._config is not None:
+            frames = torch.arange(int(after_adaptor(torch.tensor(mask.shape[1]), self._config)))
+            masks.append(frames < after_adaptor(mask.sum(1), self._config)[:, None])
+        weights = {each.shape[1]: each.unsqueeze(-1).float().to(self._device) * scale for each in masks}
+        self._watched = _Watched(weights, *(index.to(self._device) for index in indices))
 
-    def reduce(self, comm: Communicator) -> Sketches:
-        """Sum over ranks, one flat buffer a linear, in the fixed order of the sites; ranks without data add zeros."""
+    def reduce(self, comm: Communicator, neurons: bool = True) -> Sketches:
+        """Sum over ranks: counts and core sketches in one collective, then neuron sketches, unless left to
+        :meth:`with_neurons`. Ranks without data add zeros; the order is that of the sites, on every rank.
+
+        Raises:
+            ValueError: on every rank, naming the site, if a gradient was not finite.
+        """
         shape = (len(self.languages), self._folds)
-        tokens, utterances = (comm.sum(counts).cpu().numpy().reshape(shape) for counts in (self._tokens, self._utterances))
+        # Counts are whole numbers: exact in fp32 up to 2^24 tokens a slot, and beyond in the halves they are sent as.
+        tensors = [*_exact_halves(self._counts), *(self._linears[name].core for name in self._names(self.sites))]
+        high, low, *cores = _sum_flat(comm, tensors)
+        tokens, utterances = (high + low).reshape(2, *shape)
         sites = {}
-        for site in self.sites:
-            parts = [self._linears[f"{site}.{role}"].reduced(comm) for role in (INPUT_LINEAR, OUTPUT_LINEAR)]
-            core = np.stack([core.reshape(*shape, *core.shape[1:]) for core, _ in parts])
-            neurons = parts[0][1] + parts[1][1]
-            sites[site] = SiteSketch(core, neurons.reshape(len(self.languages), HALVES, *neurons.shape[1:]))
-        return Sketches(self.languages, tokens, utterances, sites, self.seed)
+        for number, site in enumerate(self.sites):
+            core = np.stack([part.reshape(*shape, *part.shape[1:]) for part in cores[2 * number : 2 * number + 2]])
+            if not np.isfinite(core).all():
+                raise ValueError(
+                    f"mining met a gradient that is not finite at '{site}'; lower the loss scale or mine in a pass"
+                )
+            sites[site] = SiteSketch(core, None)
+        sketches = Sketches(self.languages, tokens, utterances, sites, self.seed)
+        return self.with_neurons(sketches, self.sites, comm) if neurons else sketches
+
+    def with_neurons(self, sketches: Sketches, sites: Sequence[str], comm: Communicator) -> Sketches:
+        """Add the neuron sketches of some sites, summed over ranks; the others' never leave their rank."""
+        sites = [site for site in self.sites if site in sites]
+        parts = _sum_flat(comm, [self._linears[name].neurons for name in self._names(sites)])
+        shape = (len(self.languages), HALVES)
+        updated = dict(sketches.sites)
+        for number, site in enumerate(sites):
+            both = parts[2 * number] + parts[2 * number + 1]
+            updated[site] = replace(updated[site], neurons=both.reshape(*shape, *both.shape[1:]))
+        return replace(sketches, sites=updated)
+
+    def exact(self, site: str, comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
+        """Full gradients of the summed token loss of a site in ``exact``: (L, h, d) and (L, d, h), float64."""
+        gradients = [self._linears[name].gradients for name in self._names([site])]
+        first, second = _sum_flat(comm, [gradient for gradient in gradients if gradient is not None])
+        return first, second
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's sums, to be kept in its checkpoint."""
+        tensors = {"counts": self._counts}
+        for name, sketch in self._linears.items():
+            tensors |= {f"{name}.core": sketch.core, f"{name}.neurons": sketch.neurons}
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of :meth:`state`.
+
+        Raises:
+            ValueError: they belong to other sites or sketch settings.
+        """
+        own = self.state()
+        if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("the checkpoint's mining sums are of other sites or another mine.sketch, mine.folds")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    @staticmethod
+    def _names(sites: Sequence[str]) -> list[str]:
+        return [f"{site}.{role}" for site in sites for role in ROLES]
 
     def _forward_hook(self, sketch: _LinearSketch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             watched = self._watched
             if watched is None or not output.requires_grad:
-                return  # the first, gradient-free pass of re-entrant activation checkpointing, or evaluation
+                return  # evaluation, or the first, gradient-free pass of re-entrant activation checkpointing
+            if sketch.route is not None:
+                router, group = sketch.route
+                watched = watched.of_rows(router.rows(group))
+            seen = watched
             activations = inputs[0].detach()
-            projected = sketch.project_input(activations, watched.mask)
+            projected = sketch.project_input(activations)
 
             def on_gradient(gradient: Tensor) -> None:
-                sketch.add(activations, projected, gradient.detach(), watched)
+                sketch.add(activations, projected, gradient.detach(), seen)
 
             output.register_hook(on_gradient)
 
@@ -140,8 +209,12 @@ class GradientGatherer:
 class _LinearSketch:
     """Sums of one linear layer: its core sketch, and its share of the block's neuron sketch.
 
-    With ``hidden_out`` the layer's outputs are the hidden neurons (d -> h) and its neuron sketch is D^T (X P_in^T + 1 omega^T),
-    the bias counted as one more input; otherwise its inputs are (h -> d), and it is X^T (D P_out^T).
+    With ``hidden_out`` the layer's outputs are the hidden neurons (d -> h) and its neuron sketch is
+    D^T (X P_in^T + 1 omega^T), the bias counted as one more input; otherwise its inputs are (h -> d), and it is
+    X^T (D P_out^T).
+
+    Attributes:
+        core: (slots, k, k). neurons: (languages * 2, h, k). gradients: (languages, d_out, d_in), or None if not exact.
     """
 
     def __init__(
@@ -149,47 +222,48 @@ class _LinearSketch:
         linear: nn.Linear,
         name: str,
         k: int,
-        slots: int,
-        halves: int,
+        sizes: tuple[int, int],
         seed: int,
         device: torch.device,
         *,
         hidden_out: bool,
+        exact: bool,
+        route: tuple[Router, int] | None,
     ) -> None:
         self.linear = linear
+        self.route = route
         self._hidden_out = hidden_out
+        languages, slots = sizes
+        d_in, d_out = linear.in_features, linear.out_features
         # Transposed once, (d x k), so that projecting is a plain product.
-        self._p_in = sign_projection(k, linear.in_features, seed, name, "in").T.contiguous().to(device)
-        self._p_out = sign_projection(k, linear.out_features, seed, name, "out").T.contiguous().to(device)
+        self._p_in = sign_projection(k, d_in, seed, name, "in").T.contiguous().to(device)
+        self._p_out = sign_projection(k, d_out, seed, name, "out").T.contiguous().to(device)
         self._omega = sign_projection(k, 1, seed, name, "bias").T.contiguous().to(device)
-        hidden = linear.out_features if hidden_out else linear.in_features
-        self._core = torch.zeros(slots, k, k, device=device)
-        self._neurons = torch.zeros(halves, hidden, k, device=device)
+        self.core = torch.zeros(slots, k, k, device=device)
+        self.neurons = torch.zeros(languages * HALVES, d_out if hidden_out else d_in, k, device=device)
+        self.gradients = torch.zeros(languages, d_out, d_in, device=device) if exact else None
 
-    def project_input(self, activations: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, d_in) -> (B, T, k) in fp32, zero at padding."""
+    def project_input(self, activations: Tensor) -> Tensor:
+        """(B, T, d_in) -> (B, T, k) in fp32."""
         with _full_precision(activations):
-            return (activations.float() @ self._p_in) * mask
+            return activations.float() @ self._p_in
 
     @torch.no_grad()
     def add(self, activations: Tensor, projected: Tensor, gradient: Tensor, watched: _Watched) -> None:
+        weights = watched.weights[gradient.shape[1]]
         with _full_precision(gradient):
             gradient = gradient.float()
-            # The mask and the scale go into the thin factors: nothing of the hidden width is copied.
-            weights = watched.mask * watched.scale
+            # Mask and scale go into the thin factors: nothing of the hidden width is copied.
             out = (gradient @ self._p_out) * weights
-            self._core.index_add_(0, watched.slots, out.transpose(1, 2) @ projected)
+            self.core.index_add_(0, watched.slots, out.transpose(1, 2) @ projected)
             if self._hidden_out:
                 neurons = gradient.transpose(1, 2) @ ((projected + self._omega) * weights)
             else:
                 neurons = activations.float().transpose(1, 2) @ out
-            self._neurons.index_add_(0, watched.halves, neurons)
-
-    def reduced(self, comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
-        """Core (slots, k, k) and neuron (halves, h, k) sums over ranks as float64."""
-        flat = comm.sum(torch.cat([self._core.flatten(), self._neurons.flatten()])).double().cpu()
-        core, neurons = flat.split([self._core.numel(), self._neurons.numel()])
-        return core.view(self._core.shape).numpy(), neurons.view(self._neurons.shape).numpy()
+            self.neurons.index_add_(0, watched.halves, neurons)
+            if self.gradients is not None:
+                weighted = (gradient * weights).transpose(1, 2)
+                self.gradients.index_add_(0, watched.languages, weighted @ activations.float())
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -197,6 +271,16 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _remove(handles: Sequence[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+def _exact_halves(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole float64 numbers as two fp32 tensors that sums over ranks keep exact: multiples of 2^20, and the rest."""
+    high = torch.floor(counts / 2**20) * 2**20
+    return high.float(), (counts - high).float()
+
+
+def _sum_flat(comm: Communicator, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Sums over ranks of fp32 tensors in one collective, as float64 arrays of their shapes."""
+    if not tensors:
+        return []
+    flat = comm.sum(torch.cat([tensor.flatten().to(comm.device) for tensor in tensors])).double().cpu()
+    parts = flat.split([math.prod(tensor.shape) for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]

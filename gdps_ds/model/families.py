@@ -21,6 +21,7 @@ from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TCo
 from gdps_ds.analysis.sketch import sites_of
 from gdps_ds.config import ModelConfig
 from gdps_ds.model.grouped_ffn import GroupedFeedForward, Lane
+from gdps_ds.model.routing import Router
 
 INPUT_LINEAR, OUTPUT_LINEAR = "intermediate_dense", "output_dense"
 NO_LAYERDROP = {"speech_encoder_layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
@@ -92,6 +93,16 @@ def lanes_of(model: nn.Module, site: str) -> dict[str, nn.Module]:
     if not isinstance(block, GroupedFeedForward):
         return {site: block}
     return {f"{site}.{name}": lane for name, lane in block.named_modules() if isinstance(lane, Lane)}
+
+
+def route_of(model: nn.Module, lane: str) -> tuple[Router, int] | None:
+    """The router and the group of a private lane; None for anything that every utterance passes through."""
+    block, private, group = lane.rpartition(".private.")
+    if not private:
+        return None
+    parent = model.get_submodule(block)
+    assert isinstance(parent, GroupedFeedForward)
+    return parent.router, int(group)
 
 
 def hidden_widths(model: nn.Module) -> dict[str, int]:
@@ -180,7 +191,7 @@ def _keep_padding_out_of_adaptor(model: SeamlessM4TForSpeechToText) -> None:
             return output
         lengths = mask.sum(1)
         for _ in range(reductions):
-            lengths = _after_adaptor(lengths, model.config)
+            lengths = after_adaptor(lengths, model.config)
         frames = torch.arange(output.shape[1], device=output.device)
         return output.masked_fill((frames >= lengths[:, None]).unsqueeze(-1), 0.0)
 
@@ -192,7 +203,7 @@ def _keep_padding_out_of_adaptor(model: SeamlessM4TForSpeechToText) -> None:
                 norm.register_forward_hook(partial(mask_output, reductions=number))
 
 
-def _after_adaptor(lengths: Tensor, config: SeamlessM4TConfig) -> Tensor:
+def after_adaptor(lengths: Tensor, config: SeamlessM4TConfig) -> Tensor:
     """Frames left by one adaptor layer: its padding is half the kernel."""
     kernel, stride = config.adaptor_kernel_size, config.adaptor_stride
     return (lengths + 2 * (kernel // 2) - kernel) // stride + 1

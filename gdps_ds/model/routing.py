@@ -62,6 +62,13 @@ class Router:
         sizes = tuple(torch.bincount(groups, minlength=len(self.groups)).tolist())
         self._assignment = Assignment(order.to(device), torch.argsort(order).to(device), sizes)
 
+    def rows(self, group: int) -> Tensor:
+        """The utterances of the current micro-batch that pass through a group's private lane, in the lane's order."""
+        if self._assignment is None:
+            raise RuntimeError("no groups are set: call Router.assign before the forward pass of a split model")
+        start = sum(self._assignment.sizes[:group])
+        return self._assignment.order[start : start + self._assignment.sizes[group]]
+
     def assignment(self, batch: int) -> Assignment:
         """The assignment of a micro-batch of ``batch`` rows (a multiple of the utterances where beams are expanded)."""
         if self._assignment is None:

@@ -12,8 +12,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.plan import SharingPlan
 
 
@@ -53,12 +56,22 @@ class PhaseCheckpoints:
         path = self._folder / str(self._latest_tag()) / "plan.json"
         return SharingPlan.load(path) if path.is_file() else None
 
-    def save(self, engine: Engine, progress: Progress, plan: SharingPlan | None) -> None:
+    def save(
+        self,
+        engine: Engine,
+        progress: Progress,
+        plan: SharingPlan | None = None,
+        gatherer: GradientGatherer | None = None,
+    ) -> None:
+        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums."""
         comm = engine.comm
         tag = f"update-{progress.update:06d}"
         partial = f".{tag}.partial"
         comm.from_main(lambda: shutil.rmtree(self._folder / partial, ignore_errors=True))
         engine.save(self._folder, partial)
+        if gatherer is not None:
+            tensors = {name: tensor.cpu() for name, tensor in gatherer.state().items()}
+            save_file(tensors, self._folder / partial / _mining_file(comm.rank))
         comm.barrier()
         comm.from_main(lambda: self._publish(partial, tag, progress, plan))
 
@@ -80,6 +93,12 @@ class PhaseCheckpoints:
         engine.load(self._folder, str(self._latest_tag()))
         return progress
 
+    def load_mining(self, gatherer: GradientGatherer, rank: int) -> None:
+        """Restore a rank's sums from the newest checkpoint; it has none where mining had not begun."""
+        path = self._folder / str(self._latest_tag()) / _mining_file(rank)
+        if path.is_file():
+            gatherer.load_state(load_file(path))
+
     def _latest_tag(self) -> str | None:
         path = self._folder / "latest"
         return path.read_text().strip() if path.is_file() else None
@@ -100,6 +119,10 @@ class PhaseCheckpoints:
         _sync(self._folder)
         for old in sorted(self._folder.glob("update-*"))[: -self._keep]:
             shutil.rmtree(old)
+
+
+def _mining_file(rank: int) -> str:
+    return f"mining-rank-{rank:05d}.safetensors"
 
 
 def _sync(path: Path) -> None:

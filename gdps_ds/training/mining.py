@@ -1,6 +1,10 @@
-"""The mining pass: gradients of every language's summed loss, without an update and without a trace."""
+"""When gradients are mined: in a pass without updates, or in a window of ordinary training."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.engine import Engine
@@ -14,7 +18,7 @@ def mine_batch(engine: Engine, gatherer: GradientGatherer, batch: Batch, label_s
     With every parameter frozen for the moment, and the features requiring a gradient instead, autograd goes through the
     layers without forming a single weight gradient: about a third cheaper, and nothing for ZeRO to reduce.
     """
-    gatherer.watch(batch.languages, batch.folds, batch.attention_mask, target_tokens(batch))
+    _watch(gatherer, batch, 1.0)
     engine.train(False)
     trainable = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
     for parameter in trainable:
@@ -27,3 +31,29 @@ def mine_batch(engine: Engine, gatherer: GradientGatherer, batch: Batch, label_s
         for parameter in trainable:
             parameter.requires_grad_(True)
         engine.train(True)
+
+
+@dataclass(frozen=True)
+class MiningWindow:
+    """Mines every ``every``-th update after ``first`` while the model trains."""
+
+    gatherer: GradientGatherer
+    first: int
+    every: int
+
+    def covers(self, update: int) -> bool:
+        return update > self.first and (update - self.first - 1) % self.every == 0
+
+    @contextlib.contextmanager
+    def of(self, update: int, engine: Engine, global_tokens: float) -> Iterator[Callable[[Batch], None]]:
+        """Hooks on during a covered update; gives what must be told of each micro-batch before its forward pass."""
+        if not self.covers(update):
+            yield lambda batch: None
+            return
+        scale = engine.undo_scaling(global_tokens)
+        with self.gatherer.attached():
+            yield lambda batch: _watch(self.gatherer, batch, scale)
+
+
+def _watch(gatherer: GradientGatherer, batch: Batch, scale: float) -> None:
+    gatherer.watch(batch.languages, batch.folds, batch.attention_mask, target_tokens(batch), scale)

@@ -16,8 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gdps_ds.analysis.planner import make_plan
-from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import Config, PhaseConfig
 from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
@@ -25,7 +23,6 @@ from gdps_ds.data.manifest import atomic_write
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine, model_loading
-from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.evaluation.decoding import Translation, translate
 from gdps_ds.evaluation.metrics import score_languages, signatures
@@ -35,7 +32,8 @@ from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.summary import comparison_table
 from gdps_ds.training.checkpoint import Progress
 from gdps_ds.training.loss import utterance_losses
-from gdps_ds.training.mining import mine_batch
+from gdps_ds.training.mining import MiningWindow
+from gdps_ds.training.planning import decide, mining_window
 from gdps_ds.training.trainer import Trainer
 
 UNIFIED = "unified"
@@ -71,7 +69,8 @@ class Run:
     # Phases -----------------------------------------------------------------------------------------------------------
 
     def _unify(self) -> Engine:
-        return self._train(UNIFIED, self.config.train.unify, self._engine(), START)
+        engine = self._engine()
+        return self._train(UNIFIED, self.config.train.unify, engine, START, mining=mining_window(self.trainer, engine))
 
     def _specialise(self, arm: str, unified: Engine | None) -> Engine:
         """Train an arm to its end; ``unified`` is the live engine of the unified model, where there is one."""
@@ -84,52 +83,16 @@ class Run:
         plan = None
         if arm == "gdps":
             plan = self._plan(engine)
-            if plan.is_uniform:
-                self._say(f"the plan leaves the model uniform: {plan.reason}")
-            else:
+            if plan is not None:
                 engine = self._split(engine, plan)
-        start = replace(unified_progress, update=0)
-        return self._train(arm, self.config.train.specialise, engine, start, None if plan is None or plan.is_uniform else plan)
+        return self._train(arm, self.config.train.specialise, engine, replace(unified_progress, update=0), plan)
 
-    def _plan(self, engine: Engine) -> SharingPlan:
-        """The plan of this run: given, already made, or made by rank 0 from what is mined now; the same on every rank."""
-        path = self.dir / "plan.json"
-        if not path.is_file():
-            if self.config.plan.from_file is not None:
-                given = self.config.plan.from_file
-                self.comm.from_main(lambda: SharingPlan.load(given).save(path))
-            else:
-                sketches = self._mine(engine)
-                widths = hidden_widths(engine.module)
-                self.comm.from_main(lambda: make_plan(sketches, self.config.plan, widths).save(path))
-        plan = SharingPlan.from_json(self.comm.from_main(lambda: path.read_text(encoding="utf-8")))
-        plan.validate(hidden_widths(engine.module), self.config.data.languages)
-        self.comm.agree(plan.digest, "the sharing plan")
+    def _plan(self, engine: Engine) -> SharingPlan | None:
+        """What to split, or None where the plan leaves the model uniform."""
+        plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))
         self._say(plan.summary())
         self.trainer.tracker.log("plan", 0, digest=plan.digest, sites=len(plan.sites), groups=[list(g) for g in plan.groups])
-        return plan
-
-    def _mine(self, engine: Engine) -> Sketches:
-        """A pass without updates over ``mine.updates`` updates' worth of training data."""
-        mine, trainer = self.config.mine, self.trainer
-        micro_batches = trainer.micro_batches("mine")
-        batches = trainer.loader(trainer.inputs.train, micro_batches, Position(), mine.updates)
-        sites = find_sites(engine.module, mine.sites)
-        gatherer = GradientGatherer(
-            engine.module, sites, self.config.data.languages, mine, self.config.run.seed, self.comm.device
-        )
-        with gatherer.attached(), trainer.progress("mine", mine.updates * engine.accumulation) as bar:
-            for batch in batches:
-                mine_batch(engine, gatherer, batch, self.config.train.label_smoothing)
-                bar.saw(batch)
-                bar.step()
-                trainer.check_stop()
-        sketches = gatherer.reduce(self.comm)
-        expected = sum(len(batch) for batch in micro_batches.take(Position(), mine.updates * self.config.train.micro_batches))
-        if sketches.utterances.sum() != expected:
-            raise RuntimeError(f"mining counted {sketches.utterances.sum():.0f} utterances, but its batches hold {expected}")
-        self.comm.from_main(lambda: sketches.save(self.dir / "sketches.safetensors"))
-        return sketches
+        return None if plan.is_uniform else plan
 
     def _split(self, engine: Engine, plan: SharingPlan) -> Engine:
         """Replace the plan's blocks in the live engine, and show what that did to the loss of one dev batch."""
@@ -211,14 +174,24 @@ class Run:
             router = split_partitioned(module, plan, self.config.data.languages, self.config.run.seed)
         return Engine(module, self.comm, settings, train, sites, router)
 
-    def _train(self, name: str, phase: PhaseConfig, engine: Engine, start: Progress, plan: SharingPlan | None = None) -> Engine:
+    def _train(
+        self,
+        name: str,
+        phase: PhaseConfig,
+        engine: Engine,
+        start: Progress,
+        plan: SharingPlan | None = None,
+        mining: MiningWindow | None = None,
+    ) -> Engine:
         """Train a phase to its end, from its newest checkpoint if it has one, else from ``start``."""
         checkpoints = self.trainer.checkpoints(name)
         if checkpoints.latest() is not None:
             start = checkpoints.load(engine)
+            if mining is not None:
+                checkpoints.load_mining(mining.gatherer, self.comm.rank)
             self._say(f"{name}: going on after update {start.update} of {phase.updates}")
         if start.update < phase.updates or checkpoints.latest() is None:
-            self.trainer.train(engine, name, phase, start, plan)
+            self.trainer.train(engine, name, phase, start, plan, mining)
         return engine
 
     def _probe(self, engine: Engine) -> float:

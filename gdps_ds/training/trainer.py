@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.inputs import Inputs
 from gdps_ds.training.interrupt import Interrupted, StopSignal
 from gdps_ds.training.loss import target_tokens, utterance_losses
+from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.schedule import hyperparameters
 
 
@@ -39,7 +41,13 @@ class Trainer:
     stop: StopSignal
 
     def train(
-        self, engine: Engine, name: str, phase: PhaseConfig, start: Progress, plan: SharingPlan | None = None
+        self,
+        engine: Engine,
+        name: str,
+        phase: PhaseConfig,
+        start: Progress,
+        plan: SharingPlan | None = None,
+        mining: MiningWindow | None = None,
     ) -> Progress:
         """Train from ``start`` to the end of ``phase``; saves on the way, at the end, and when a signal asks to stop.
 
@@ -48,6 +56,7 @@ class Trainer:
             FloatingPointError: the loss is not finite.
         """
         train, checkpoints, position = self.config.train, self.checkpoints(name), start.position
+        gatherer = mining.gatherer if mining else None
         micro_batches = self.micro_batches("train")
         batches = self.loader(self.inputs.train, micro_batches, position, phase.updates - start.update)
         losses = LanguageLosses(self.config.data.languages, self.comm)
@@ -57,12 +66,14 @@ class Trainer:
                 # One collective a step: the tokens that the update averages over, and whether a signal came to any rank.
                 tokens, stop = self.comm.sum_floats(sum(batch.target_tokens for batch in share), self.stop.received)
                 rates = hyperparameters(phase, update)
-                for number, batch in enumerate(share):
-                    self._seed_dropout(name, update, number)
-                    loss = losses.add(batch, utterance_losses(engine.forward(batch), batch, train.label_smoothing))
-                    engine.backward(loss, tokens)
-                    engine.step(rates)
-                    bar.saw(batch)
+                with mining.of(update, engine, tokens) if mining else contextlib.nullcontext(_ignore) as watch:
+                    for number, batch in enumerate(share):
+                        self._seed_dropout(name, update, number)
+                        watch(batch)
+                        loss = losses.add(batch, utterance_losses(engine.forward(batch), batch, train.label_smoothing))
+                        engine.backward(loss, tokens)
+                        engine.step(rates)
+                        bar.saw(batch)
                 bar.step(losses.mean)
                 position = micro_batches.advance(position, train.micro_batches)
                 if update % train.log_every == 0 or update == phase.updates:
@@ -72,12 +83,12 @@ class Trainer:
                     self.tracker.log(name, update, dev=self.dev_losses(engine))
                 progress = Progress(update, position, self.comm.world_size, engine.stage)
                 if update % train.checkpoint_every == 0 or update == phase.updates or stop:
-                    checkpoints.save(engine, progress, plan)
+                    checkpoints.save(engine, progress, plan, gatherer)
                 if stop and update < phase.updates:
                     raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
         progress = Progress(phase.updates, position, self.comm.world_size, engine.stage)
         if start.update == phase.updates:  # a phase without updates still leaves a checkpoint to start from
-            checkpoints.save(engine, progress, plan)
+            checkpoints.save(engine, progress, plan, gatherer)
         return progress
 
     def dev_losses(self, engine: Engine) -> dict[str, float]:
@@ -149,6 +160,10 @@ class Trainer:
         """Randomness is arithmetic: a micro-batch draws the same dropout at every world size, and after a resume."""
         global_number = number * self.comm.world_size + self.comm.rank
         torch.manual_seed(seed_of(self.config.run.seed, name, update, global_number))
+
+
+def _ignore(batch: Batch) -> None:
+    """What a step that is not mined does with a micro-batch."""
 
 
 class LanguageLosses:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config_file import load_config
 from gdps_ds.plan import SharingPlan
 from tests.launch import ROOT, launch, start
@@ -227,3 +229,22 @@ def test_real_corpora_in_their_native_layouts_go_through_all_phases(experiment: 
     assert "group 0: mdw" in output
     rows = [json.loads(line) for line in (tmp_path / "run" / "hypotheses" / "gdps.jsonl").read_text().splitlines()]
     assert {row["target_lang"] for row in rows} == {"fra", "ita"}
+
+
+def test_mining_in_training_leaves_no_trace_and_survives_a_stop(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    """Losses are bit-equal to a run that mined in a pass; a run stopped inside the window ends with the same sketches."""
+    overrides = ("mine.during=training", "mine.updates=4", "mine.neurons=all")
+    run(experiment, tmp_path / "whole", *overrides)
+    assert {key: value for key, value in losses(tmp_path / "whole").items() if "unified" in key[0]} == {
+        key: value for key, value in losses(finished).items() if "unified" in key[0]
+    }
+    process = start(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'stopped'}", *overrides)
+    read_until(process, "| 4/6")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    run(experiment, tmp_path / "stopped", *overrides)
+    whole, stopped = (Sketches.load(tmp_path / name / "sketches.safetensors") for name in ("whole", "stopped"))
+    np.testing.assert_array_equal(stopped.tokens, whole.tokens)
+    for name, site in whole.sites.items():
+        np.testing.assert_array_equal(stopped.sites[name].core, site.core)
+        np.testing.assert_array_equal(stopped.sites[name].neurons, site.neurons)

@@ -11,12 +11,15 @@ from gdps_ds.analysis.sketch import Sketches, sign_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.distributed.gatherer import GradientGatherer
-from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR
+from gdps_ds.distributed.gatherer import GradientGatherer, _exact_halves
+from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, lanes_of
+from gdps_ds.model.routing import Router
+from gdps_ds.model.surgery import split_model
 from gdps_ds.training.loss import target_tokens, utterance_losses
-from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model
+from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
 
 SEED, FOLDS, K = 5, 4, 12
+ALONE = Communicator(0, 1, 0, torch.device("cpu"))
 SETTINGS = MineConfig(sketch=K, folds=FOLDS)
 
 
@@ -27,13 +30,25 @@ def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
     return utterance_losses(logits, batch, 0.1)
 
 
-def gather(model: torch.nn.Module, batches: list[Batch], scale: float = 1.0) -> Sketches:
-    gatherer = GradientGatherer(model, SITES, LANGUAGES, SETTINGS, SEED, torch.device("cpu"))
+def gatherer_of(model: torch.nn.Module, sites: tuple[str, ...] = SITES, exact: tuple[str, ...] = ()) -> GradientGatherer:
+    return GradientGatherer(model, sites, LANGUAGES, SETTINGS, SEED, torch.device("cpu"), exact)
+
+
+def accumulate(
+    gatherer: GradientGatherer, model: torch.nn.Module, batches: list[Batch], scale: float = 1.0, router: Router | None = None
+) -> None:
     with gatherer.attached():
         for batch in batches:
+            if router is not None:
+                router.assign(batch.languages, "cpu")
             gatherer.watch(batch.languages, batch.folds, batch.attention_mask, target_tokens(batch), 1 / scale)
             (forward(model, batch).sum() * scale).backward()
-    return gatherer.reduce(Communicator(0, 1, 0, torch.device("cpu")))
+
+
+def gather(model: torch.nn.Module, batches: list[Batch], scale: float = 1.0) -> Sketches:
+    gatherer = gatherer_of(model)
+    accumulate(gatherer, model, batches, scale)
+    return gatherer.reduce(ALONE)
 
 
 def language_gradients(batches: list[Batch], language: int, folds: set[int]) -> dict[str, Tensor]:
@@ -81,6 +96,83 @@ def test_neuron_sketch_is_the_projected_neuron_gradient(batches: list[Batch], la
         p_out = sign_projection(K, columns.shape[1], SEED, f"{site}.{OUTPUT_LINEAR}", "out").double()
         expected = (rows @ p_in.T + bias[:, None] @ omega.T + columns @ p_out.T).numpy()
         np.testing.assert_allclose(neurons[language, half], expected, atol=2e-5 * max(1, abs(expected).max()))
+
+
+@pytest.mark.parametrize("site", [SITES[0], "speech_encoder.adapter.layers.0.ffn", "speech_encoder.intermediate_ffn"])
+def test_exact_gradients_are_autograds_own(batches: list[Batch], site: str) -> None:
+    """Also in the adaptor, which sees an eighth of the frames, with a mask of its own."""
+    model = tiny_model().eval()
+    gatherer = gatherer_of(model, (site,), exact=(site,))
+    accumulate(gatherer, model, batches)
+    for language in range(len(LANGUAGES)):
+        gradients = language_gradients(batches, language, set(range(FOLDS)))
+        for role, found in zip((INPUT_LINEAR, OUTPUT_LINEAR), gatherer.exact(site, ALONE), strict=True):
+            expected = gradients[f"{site}.{role}.weight"].numpy()
+            np.testing.assert_allclose(found[language], expected, atol=2e-5 * max(1, abs(expected).max()))
+
+
+def test_lanes_of_a_split_block_can_be_mined(batches: list[Batch]) -> None:
+    """At the split the lanes' gradients are slices of the dense block's; a private lane holds its group's languages only."""
+    dense, split_one = tiny_model().eval(), tiny_model().eval()
+    whole = gatherer_of(dense, SITES[1:], exact=SITES[1:])
+    accumulate(whole, dense, batches)
+    router = split_model(split_one, tiny_plan(), LANGUAGES, seed=1)
+    lanes = tuple(lanes_of(split_one, SITES[1]))
+    parts = gatherer_of(split_one, lanes, exact=lanes)
+    accumulate(parts, split_one, batches, router=router)
+    expected = whole.exact(SITES[1], ALONE)[0]
+    plan = tiny_plan()
+    np.testing.assert_allclose(parts.exact(lanes[0], ALONE)[0], expected[:, plan.sites[0].shared], atol=1e-4)
+    for group, lane in enumerate(lanes[1:]):
+        found = parts.exact(lane, ALONE)[0]
+        for language, name in enumerate(LANGUAGES):
+            own = plan.group_of(name) == group
+            np.testing.assert_allclose(
+                found[language],
+                expected[language][list(plan.sites[0].private[group])] * own,
+                atol=1e-4,
+                err_msg=f"{lane} {name}",
+            )
+
+
+def test_only_the_chosen_sites_get_neuron_sketches(batches: list[Batch]) -> None:
+    model = tiny_model().eval()
+    gatherer = gatherer_of(model)
+    accumulate(gatherer, model, batches)
+    core = gatherer.reduce(ALONE, neurons=False)
+    assert [site.neurons for site in core.sites.values()] == [None, None]
+    chosen = gatherer.with_neurons(core, SITES[1:], ALONE)
+    assert chosen.sites[SITES[0]].neurons is None
+    np.testing.assert_array_equal(chosen.sites[SITES[1]].neurons, gatherer.reduce(ALONE).sites[SITES[1]].neurons)
+
+
+def test_sums_go_on_from_a_checkpoint(batches: list[Batch]) -> None:
+    model = tiny_model().eval()
+    first, second = gatherer_of(model), gatherer_of(model)
+    accumulate(first, model, batches[:1])
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    accumulate(second, model, batches[1:])
+    whole = gather(tiny_model().eval(), batches)
+    np.testing.assert_array_equal(second.reduce(ALONE).sites[SITES[0]].core, whole.sites[SITES[0]].core)
+    other = GradientGatherer(model, SITES[:1], LANGUAGES, SETTINGS, SEED, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"other sites or another mine\.sketch, mine\.folds"):
+        other.load_state(first.state())
+
+
+def test_counts_beyond_fp32_stay_exact() -> None:
+    counts = torch.tensor([[2.0**40 + 1, 3.0, 0.0]], dtype=torch.float64)
+    high, low = _exact_halves(counts)
+    assert torch.equal(high.double() + low.double(), counts)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(batches: list[Batch]) -> None:
+    model = tiny_model().eval()
+    gatherer = gatherer_of(model)
+    with torch.no_grad():
+        model.get_submodule(SITES[0]).output_dense.weight[0, 0] = float("nan")
+    accumulate(gatherer, model, batches[:1])
+    with pytest.raises(ValueError, match="not finite at 'speech_encoder"):
+        gatherer.reduce(ALONE)
 
 
 def test_counts_are_kept_apart_from_sums(batches: list[Batch]) -> None:

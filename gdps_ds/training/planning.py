@@ -1,0 +1,120 @@
+"""Mine and plan: from a unified model to a sharing plan that every rank holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from gdps_ds.analysis.planner import make_plan, sites_to_split
+from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.data.sampling import MicroBatches, Position
+from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.gatherer import GradientGatherer
+from gdps_ds.model.families import find_sites, hidden_widths
+from gdps_ds.plan import SharingPlan
+from gdps_ds.training.checkpoint import PhaseCheckpoints
+from gdps_ds.training.mining import MiningWindow, mine_batch
+from gdps_ds.training.trainer import Trainer
+
+
+def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> SharingPlan:
+    """The plan of the run: given, already made, or made by rank 0 from what is mined; the same on every rank. Collective.
+
+    Raises:
+        RankZeroError: rank 0 could not plan, or the given plan cannot be read.
+        PlanError: the plan does not fit the model or the run.
+    """
+    config, comm = trainer.config, trainer.comm
+    path, widths = Path(config.run.dir) / "plan.json", hidden_widths(engine.module)
+    if not path.is_file():
+        if config.plan.from_file is not None:
+            given = config.plan.from_file
+            comm.from_main(lambda: SharingPlan.load(given).save(path))
+        else:
+            sketches = mine(trainer, engine, unified)
+            comm.from_main(lambda: make_plan(sketches, config.plan, widths).save(path))
+    plan = SharingPlan.from_json(comm.from_main(lambda: path.read_text(encoding="utf-8")))
+    plan.validate(widths, config.data.languages)
+    comm.agree(plan.digest, "the sharing plan")
+    return plan
+
+
+def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketches:
+    """The sketches of the run, also written to ``sketches.safetensors``. Collective."""
+    config, comm = trainer.config, trainer.comm
+    if config.mine.during == "training":
+        gatherer, expected = _mined_in_training(trainer, engine, unified)
+    else:
+        gatherer, expected = _mine_in_a_pass(trainer, engine)
+    sketches = gatherer.reduce(comm, neurons=config.mine.neurons == "all")
+    if sketches.utterances.sum() != expected:
+        raise RuntimeError(f"mining counted {sketches.utterances.sum():.0f} utterances, but its batches hold {expected}")
+    if config.mine.neurons == "chosen" and config.plan.init == "neurons":
+        widths = hidden_widths(engine.module)
+        chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan, widths))
+        sketches = gatherer.with_neurons(sketches, chosen, comm)
+    folder = Path(config.run.dir)
+    gradients = {
+        f"{site}/{number}": gradient
+        for site in _exact_sites(trainer, engine)
+        for number, gradient in enumerate(gatherer.exact(site, comm))
+    }
+    if gradients:
+        comm.from_main(lambda: save_file(gradients, folder / "gradients.safetensors"))
+    comm.from_main(lambda: sketches.save(folder / "sketches.safetensors"))
+    return sketches
+
+
+def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
+    """The window of the unified phase in which gradients are mined, if ``mine.during`` is training."""
+    mine, unify = trainer.config.mine, trainer.config.train.unify
+    if mine.during != "training":
+        return None
+    return MiningWindow(_gatherer(trainer, engine), unify.updates - mine.updates, mine.every)
+
+
+def _mine_in_a_pass(trainer: Trainer, engine: Engine) -> tuple[GradientGatherer, int]:
+    """Gradients at the unified model, on batches in an order of their own; and how many utterances those hold."""
+    updates, per_update = trainer.config.mine.updates, trainer.config.train.micro_batches
+    micro_batches = trainer.micro_batches("mine")
+    gatherer = _gatherer(trainer, engine)
+    with gatherer.attached(), trainer.progress("mine", updates * engine.accumulation) as bar:
+        for batch in trainer.loader(trainer.inputs.train, micro_batches, Position(), updates):
+            mine_batch(engine, gatherer, batch, trainer.config.train.label_smoothing)
+            bar.saw(batch)
+            bar.step()
+            trainer.check_stop()
+    return gatherer, _utterances(micro_batches, Position(), updates * per_update)
+
+
+def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> tuple[GradientGatherer, int]:
+    """The sums that the unified phase left in its last checkpoint; and how many utterances they should hold."""
+    window = mining_window(trainer, engine)
+    assert window is not None
+    unified.load_mining(window.gatherer, trainer.comm.rank)
+    micro_batches, per_update = trainer.micro_batches("train"), trainer.config.train.micro_batches
+    position = micro_batches.advance(Position(), window.first * per_update)
+    expected = 0
+    for update in range(window.first + 1, trainer.config.train.unify.updates + 1):
+        if window.covers(update):
+            expected += _utterances(micro_batches, position, per_update)
+        position = micro_batches.advance(position, per_update)
+    return window.gatherer, expected
+
+
+def _gatherer(trainer: Trainer, engine: Engine) -> GradientGatherer:
+    config = trainer.config
+    sites = find_sites(engine.module, config.mine.sites)
+    exact = _exact_sites(trainer, engine)
+    return GradientGatherer(
+        engine.module, sites, config.data.languages, config.mine, config.run.seed, trainer.comm.device, exact
+    )
+
+
+def _exact_sites(trainer: Trainer, engine: Engine) -> tuple[str, ...]:
+    return find_sites(engine.module, trainer.config.mine.exact)
+
+
+def _utterances(micro_batches: MicroBatches, position: Position, count: int) -> int:
+    return sum(len(batch) for batch in micro_batches.take(position, count))
