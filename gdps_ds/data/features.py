@@ -2,8 +2,8 @@
 
 80 log mel bins of 25 ms windows every 10 ms (Kaldi conventions, Povey window), normalised per utterance and bin, two
 neighbours stacked: a frame is 160 values for 20 ms. The numbers are those of ``SeamlessM4TFeatureExtractor`` at the
-frames that it does not mask (up to float32 rounding, 1e-3); where the count of windows is odd, it puts the last one,
-padded, behind the mask, and we leave it out.
+frames that it does not mask, within 1e-4; where the count of windows is odd, it puts the last one, padded, behind the
+mask, and we leave it out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from functools import partial
-from importlib.metadata import version
+from functools import lru_cache, partial
 from pathlib import Path
 
-import kaldi_native_fbank as knf
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio
 from gdps_ds.data.manifest import DataError, Utterance
@@ -31,7 +31,15 @@ STACKED = 2
 FEATURES = MEL_BINS * STACKED
 FULL_SCALE = 2**15
 """Kaldi takes samples as 16-bit integers."""
+PREEMPHASIS = 0.97
+FFT = 512
+LOWEST_HERTZ = 20.0
+ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 VARIANCE_FLOOR = 1e-7
+BLOCK = 256
+"""Windows at a time: memory of this size stays in the process and in its cache, which makes up a third of the speed."""
+REVISION = 2
+"""Raised whenever :func:`log_mel` gives other numbers, so that stores of older ones are built again."""
 
 
 def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -48,11 +56,52 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if frames_of_samples(len(waveform)) == 0:
         raise DataError(f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds")
-    fbank = knf.OnlineFbank(_fbank_options())
-    fbank.accept_waveform(SAMPLE_RATE, (waveform * FULL_SCALE).tolist())
-    mel = np.stack([fbank.get_frame(number) for number in range(fbank.num_frames_ready)])
-    normal = (mel - mel.mean(axis=0)) / np.sqrt(mel.var(axis=0, ddof=1) + VARIANCE_FLOOR)
-    return normal[: len(mel) // STACKED * STACKED].reshape(-1, FEATURES)
+    samples, filters = torch.from_numpy(waveform), _mel_filters()
+    starts = range(0, len(samples) - WINDOW + 1, BLOCK * HOP)
+    energies = [_power_spectrum(samples[start : start + (BLOCK - 1) * HOP + WINDOW]) @ filters for start in starts]
+    mel = torch.cat(energies).clamp_(min=ENERGY_FLOOR).log_()
+    mel -= mel.mean(0)
+    mel /= (mel.square().sum(0) / (len(mel) - 1) + VARIANCE_FLOOR).sqrt()
+    normal: NDArray[np.float32] = mel[: len(mel) // STACKED * STACKED].reshape(-1, FEATURES).numpy()
+    return normal
+
+
+def _power_spectrum(waveform: Tensor) -> Tensor:
+    """(samples,) in [-1, 1] -> (windows, 257) float32.
+
+    Double precision up to the spectrum: a bin may hold 1e-12 of its window's energy (above 4 kHz in telephone speech,
+    say), which is below the rounding noise of a float32 transform, and normalisation scales every bin to the same size.
+
+    Kaldi removes the mean of each window, then takes 0.97 of the sample before from each sample, and of itself from the
+    first. Here each sample is filtered once for all its windows, which leaves 0.03 of the mean to remove.
+    """
+    samples = waveform.double()
+    filtered = torch.sub(samples[1:], samples[:-1], alpha=PREEMPHASIS)
+    windows = samples.unfold(0, WINDOW, HOP)
+    mean, rest = windows.mean(1, keepdim=True), 1.0 - PREEMPHASIS
+    padded = samples.new_empty(len(windows), FFT)
+    torch.mul(windows[:, :1] - mean, rest, out=padded[:, :1])
+    torch.sub(filtered.unfold(0, WINDOW - 1, HOP), mean, alpha=rest, out=padded[:, 1:WINDOW])
+    padded[:, :WINDOW] *= _scaled_window()
+    padded[:, WINDOW:] = 0.0
+    squares = torch.view_as_real(torch.fft.rfft(padded)).float().square_()
+    return squares[..., 0] + squares[..., 1]
+
+
+@lru_cache(maxsize=1)
+def _scaled_window() -> Tensor:
+    """(400,) float64: Kaldi's default ("povey") window, times the scale of its samples."""
+    return FULL_SCALE * torch.hann_window(WINDOW, periodic=False, dtype=torch.float64) ** 0.85
+
+
+@lru_cache(maxsize=1)
+def _mel_filters() -> Tensor:
+    """(257, 80) float32: triangles between neighbours of 82 points, equally spaced in mel = 1127 ln(1 + hertz / 700)."""
+    mel = 1127.0 * np.log1p(np.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1) / 700.0)[:, None]
+    points = np.linspace(1127.0 * np.log1p(LOWEST_HERTZ / 700.0), mel[-1, 0], MEL_BINS + 2)
+    left, centre, right = points[:-2], points[1:-1], points[2:]
+    triangles = np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre))
+    return torch.from_numpy(np.maximum(triangles, 0.0).astype(np.float32))
 
 
 def frames_of_samples(samples: int) -> int:
@@ -186,9 +235,9 @@ def _frames(utterance: Utterance) -> int:
 
 
 def _key(utterances: Sequence[Utterance]) -> str:
-    """A digest of the utterances' audio (by name, size and time of change), the settings and the library."""
+    """A digest of the utterances' audio (by name, size and time of change) and the settings."""
     digest = hashlib.blake2b(digest_size=16)
-    settings = [SAMPLE_RATE, WINDOW, HOP, MEL_BINS, STACKED, VARIANCE_FLOOR, version("kaldi-native-fbank")]
+    settings = [SAMPLE_RATE, WINDOW, HOP, MEL_BINS, STACKED, VARIANCE_FLOOR, REVISION]
     digest.update(json.dumps(settings).encode())
     for utterance in utterances:
         try:
@@ -205,14 +254,3 @@ def _key(utterances: Sequence[Utterance]) -> str:
         ]
         digest.update(json.dumps(entry).encode())
     return digest.hexdigest()
-
-
-def _fbank_options() -> knf.FbankOptions:
-    options = knf.FbankOptions()
-    frames, mel = options.frame_opts, options.mel_opts
-    frames.samp_freq, frames.frame_length_ms, frames.frame_shift_ms = SAMPLE_RATE, 25, 10
-    frames.dither, frames.preemph_coeff, frames.remove_dc_offset = 0.0, 0.97, True
-    frames.window_type, frames.round_to_power_of_two, frames.snip_edges = "povey", True, True
-    mel.num_bins, mel.low_freq, mel.high_freq = MEL_BINS, 20, SAMPLE_RATE / 2
-    options.use_energy, options.use_power, options.use_log_fbank = False, True, True
-    return options

@@ -81,18 +81,21 @@ class GradientGatherer:
         slots = len(languages) * settings.folds
         self._counts = torch.zeros(2, slots, dtype=torch.float64)  # target tokens, utterances
         self._linears: dict[str, _LinearSketch] = {}
+        self._neurons: dict[str, Tensor] = {}
         for site in self.sites:
             block, route = model.get_submodule(site), route_of(model, site)
+            hidden = cast(nn.Linear, block.get_submodule(INPUT_LINEAR)).out_features
+            self._neurons[site] = torch.zeros(len(languages) * HALVES, hidden, settings.sketch, device=device)
             for role in ROLES:
                 self._linears[f"{site}.{role}"] = _LinearSketch(
                     cast(nn.Linear, block.get_submodule(role)),
                     f"{site}.{role}",
                     settings.sketch,
-                    (len(languages), slots),
+                    slots,
+                    self._neurons[site],
                     seed,
-                    device,
                     hidden_out=role == INPUT_LINEAR,
-                    exact=site in exact,
+                    exact_languages=len(languages) if site in exact else 0,
                     route=route,
                 )
 
@@ -149,12 +152,10 @@ class GradientGatherer:
     def with_neurons(self, sketches: Sketches, sites: Sequence[str], comm: Communicator) -> Sketches:
         """Add the neuron sketches of some sites, summed over ranks; the others' never leave their rank."""
         sites = [site for site in self.sites if site in sites]
-        parts = _sum_flat(comm, [self._linears[name].neurons for name in self._names(sites)])
         shape = (len(self.languages), HALVES)
         updated = dict(sketches.sites)
-        for number, site in enumerate(sites):
-            both = parts[2 * number] + parts[2 * number + 1]
-            updated[site] = replace(updated[site], neurons=both.reshape(*shape, *both.shape[1:]))
+        for site, neurons in zip(sites, _sum_flat(comm, [self._neurons[site] for site in sites]), strict=True):
+            updated[site] = replace(updated[site], neurons=neurons.reshape(*shape, *neurons.shape[1:]))
         return replace(sketches, sites=updated)
 
     def exact(self, site: str, comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
@@ -165,10 +166,9 @@ class GradientGatherer:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's sums, to be kept in its checkpoint."""
-        tensors = {"counts": self._counts}
-        for name, sketch in self._linears.items():
-            tensors |= {f"{name}.core": sketch.core, f"{name}.neurons": sketch.neurons}
-        return tensors
+        cores = {f"{name}.core": sketch.core for name, sketch in self._linears.items()}
+        gradients = {f"{name}.gradients": s.gradients for name, s in self._linears.items() if s.gradients is not None}
+        return {"counts": self._counts} | cores | gradients | {f"{site}.neurons": each for site, each in self._neurons.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from the sums of :meth:`state`.
@@ -207,14 +207,14 @@ class GradientGatherer:
 
 
 class _LinearSketch:
-    """Sums of one linear layer: its core sketch, and its share of the block's neuron sketch.
+    """Sums of one linear layer: its core sketch, and what it adds to the block's neuron sketch.
 
     With ``hidden_out`` the layer's outputs are the hidden neurons (d -> h) and its neuron sketch is
     D^T (X P_in^T + 1 omega^T), the bias counted as one more input; otherwise its inputs are (h -> d), and it is
     X^T (D P_out^T).
 
     Attributes:
-        core: (slots, k, k). neurons: (languages * 2, h, k). gradients: (languages, d_out, d_in), or None if not exact.
+        core: (slots, k, k). gradients: (languages, d_out, d_in), or None if not exact.
     """
 
     def __init__(
@@ -222,26 +222,26 @@ class _LinearSketch:
         linear: nn.Linear,
         name: str,
         k: int,
-        sizes: tuple[int, int],
+        slots: int,
+        neurons: Tensor,
         seed: int,
-        device: torch.device,
         *,
         hidden_out: bool,
-        exact: bool,
+        exact_languages: int,
         route: tuple[Router, int] | None,
     ) -> None:
         self.linear = linear
         self.route = route
         self._hidden_out = hidden_out
-        languages, slots = sizes
+        self._neurons = neurons  # (languages * 2, h, k), shared with the block's other linear
+        device = neurons.device
         d_in, d_out = linear.in_features, linear.out_features
         # Transposed once, (d x k), so that projecting is a plain product.
         self._p_in = sign_projection(k, d_in, seed, name, "in").T.contiguous().to(device)
         self._p_out = sign_projection(k, d_out, seed, name, "out").T.contiguous().to(device)
         self._omega = sign_projection(k, 1, seed, name, "bias").T.contiguous().to(device)
         self.core = torch.zeros(slots, k, k, device=device)
-        self.neurons = torch.zeros(languages * HALVES, d_out if hidden_out else d_in, k, device=device)
-        self.gradients = torch.zeros(languages, d_out, d_in, device=device) if exact else None
+        self.gradients = torch.zeros(exact_languages, d_out, d_in, device=device) if exact_languages else None
 
     def project_input(self, activations: Tensor) -> Tensor:
         """(B, T, d_in) -> (B, T, k) in fp32."""
@@ -260,7 +260,7 @@ class _LinearSketch:
                 neurons = gradient.transpose(1, 2) @ ((projected + self._omega) * weights)
             else:
                 neurons = activations.float().transpose(1, 2) @ out
-            self.neurons.index_add_(0, watched.halves, neurons)
+            self._neurons.index_add_(0, watched.halves, neurons)
             if self.gradients is not None:
                 weighted = (gradient * weights).transpose(1, 2)
                 self.gradients.index_add_(0, watched.languages, weighted @ activations.float())

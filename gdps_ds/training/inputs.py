@@ -68,6 +68,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, progress: bool) -
         languages=data.languages,
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
+        workers=data.workers,
         progress=progress,
     )
     manifest_path.unlink(missing_ok=True)
@@ -106,7 +107,8 @@ def _dataset(
 ) -> SpeechDataset:
     if config.data.cache_features:
         progress = config.track.progress
-        comm.from_main(lambda: FeatureStore.build(utterances, folder, progress=progress) and None)
+        workers = config.data.workers
+        comm.from_main(lambda: FeatureStore.build(utterances, folder, workers=workers, progress=progress) and None)
         features: FeatureStore | OnTheFlyFeatures = FeatureStore(folder)
     else:
         features = OnTheFlyFeatures(utterances)

@@ -9,18 +9,20 @@ import torch
 
 from gdps_ds.config import MineConfig
 from gdps_ds.config_file import load_deepspeed_file
+from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.shards import MASTER, ShardedState
-from gdps_ds.training.mining import mine_batch
+from gdps_ds.training.loss import utterance_losses
+from gdps_ds.training.mining import MiningWindow, mine_batch
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_train
 
 BATCHES = 6
 SETTINGS = MineConfig(sketch=12, folds=4)
 
 
-def batches(case: str) -> list:
+def batches(case: str) -> list[Batch]:
     """``lonely``: rank 1 of 2 has one language only, and bem is in a single utterance."""
     if case == "lonely":
         rows = [torch.tensor([0, 2, 2, 3]) if number % 2 == 0 else torch.tensor([3, 3, 3, 3]) for number in range(BATCHES)]
@@ -30,18 +32,34 @@ def batches(case: str) -> list:
 
 
 def mine(comm: Communicator, settings: Path, case: str) -> GradientGatherer:
-    model = tiny_model(checkpointing=case == "checkpointing")
-    engine = Engine(model, comm, load_deepspeed_file(settings), tiny_train(), SITES)
+    train = tiny_train(micro_batches=BATCHES if case == "accumulated" else 2)
+    engine = Engine(tiny_model(checkpointing=case == "checkpointing"), comm, load_deepspeed_file(settings), train, SITES)
     before = ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER).clone()
     gatherer = GradientGatherer(engine.module, SITES, LANGUAGES, SETTINGS, 5, comm.device)
-    with gatherer.attached():
-        for batch in batches(case)[comm.rank :: comm.world_size]:
-            mine_batch(engine, gatherer, batch, 0.1)
+    if case in ("training", "accumulated"):
+        mine_in_training(engine, MiningWindow(gatherer, 0, 1), batches(case), train.micro_batches)
+    else:
+        with gatherer.attached():
+            for batch in batches(case)[comm.rank :: comm.world_size]:
+                mine_batch(engine, gatherer, batch, 0.1)
+        assert all(parameter.requires_grad for parameter in engine.module.parameters())
+        assert all(parameter.grad is None for parameter in engine.module.parameters())
     assert torch.equal(ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER), before)
-    assert all(parameter.requires_grad for parameter in engine.module.parameters())
-    assert all(parameter.grad is None for parameter in engine.module.parameters())
     engine.close()
     return gatherer
+
+
+def mine_in_training(engine: Engine, window: MiningWindow, data: list[Batch], micro_batches: int) -> None:
+    """Real updates at learning rate 0, so that every batch meets the same weights as in a pass."""
+    still = {name: {"lr": 0.0, "weight_decay": 0.0} for name in ("trunk", "sites", "private")}
+    for update in range(len(data) // micro_batches):
+        together = data[update * micro_batches : (update + 1) * micro_batches]
+        tokens = sum(batch.target_tokens for batch in together)
+        with window.of(update + 1, engine, tokens) as watch:
+            for batch in together[engine.comm.rank :: engine.comm.world_size]:
+                watch(batch)
+                engine.backward(utterance_losses(engine.forward(batch), batch, 0.1).sum(), tokens)
+                engine.step(still)
 
 
 def main() -> None:

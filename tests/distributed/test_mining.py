@@ -19,7 +19,7 @@ from tests.tiny import LANGUAGES, SITES, tiny_model
 pytestmark = pytest.mark.launcher
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-CASES = ("mixed", "lonely", "checkpointing")
+CASES = ("mixed", "lonely", "checkpointing", "training", "accumulated")
 RUNS = [f"ds_configs/{stage}.json:{case}" for stage in STAGES for case in CASES]
 
 

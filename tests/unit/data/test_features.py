@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import SeamlessM4TFeatureExtractor
@@ -50,7 +51,7 @@ def test_noise_of_even_and_odd_lengths_equals_the_extractor(samples: int) -> Non
     ours, theirs = log_mel(noise(samples)), reference(noise(samples))
     assert ours.dtype == np.float32
     assert ours.shape == theirs.shape == (frames_of_samples(samples), 160)
-    np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-2, 1e-4, 0.0])
@@ -61,12 +62,28 @@ def test_quiet_and_silent_audio_equals_the_extractor(level: float) -> None:
     np.testing.assert_allclose(ours, reference(waveform), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_telephone_speech_at_twice_its_rate_equals_the_extractor(seed: int) -> None:
+    """Its upper bins hold next to nothing, but weigh as much as the others: float32 transforms are off by 0.02 there."""
+    telephone = np.cumsum(noise(4000, seed)) * np.hanning(4000).astype(np.float32)
+    waveform = soxr.resample(telephone.astype(np.float32), 8000, 16000)
+    np.testing.assert_allclose(log_mel(waveform), reference(waveform), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [0.5, -1.0])
+def test_a_constant_offset_of_the_samples_changes_nothing(offset: float) -> None:
+    waveform = noise(8000).astype(np.float64) * 0.01
+    np.testing.assert_allclose(log_mel(waveform + offset), log_mel(waveform), atol=1e-6)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no speech samples in {SHARED}")
-@pytest.mark.parametrize("pattern", ["mboshi-french/dev/*.wav", "griko-italian/dev/wav/*.wav"])
-def test_real_speech_equals_the_extractor(pattern: str) -> None:
-    for path in sorted(SHARED.glob(pattern))[:12]:
+@pytest.mark.parametrize("pattern", ["mboshi-french/*/*.wav", "griko-italian/*/wav/*.wav"])
+def test_all_real_speech_equals_the_extractor(pattern: str) -> None:
+    paths = sorted(SHARED.glob(pattern))
+    assert paths
+    for path in paths:
         waveform = load_audio(str(path))
-        np.testing.assert_allclose(log_mel(waveform), reference(waveform), atol=1e-3, rtol=0)
+        np.testing.assert_allclose(log_mel(waveform), reference(waveform), atol=1e-4, rtol=0, err_msg=str(path))
 
 
 def test_the_odd_last_window_is_normalised_with_but_left_out() -> None:
