@@ -38,14 +38,21 @@ def fold_of(utterance_id: str, folds: int) -> int:
     return seed_of("fold", utterance_id) % folds
 
 
-def sign_projection(rows: int, columns: int, *seed_parts: object) -> Tensor:
-    """A (rows x columns) float32 matrix of independent signs / sqrt(rows), so that E[P^T P] = I.
+def random_projection(rows: int, columns: int, *seed_parts: object) -> Tensor:
+    """A random (rows x columns) float32 matrix P with E[P^T P] = I: scaled rows of a random rotation.
 
-    Drawn on the CPU from a seed made of names: every rank and every device type gets the same matrix.
+    Orthogonal rows waste nothing on measuring the same direction twice. With k rows and n > k columns,
+
+        E <P a, P b> = <a, b>,    Var <P a, P b> = (n - k) / (k (n - 1) (n + 2)) * (n |a|^2 |b|^2 + (n - 2) <a, b>^2),
+
+    about (1 - k / n) times that of independent entries; with n <= k, P^T P = I exactly. Drawn on the CPU in float64 from
+    a seed made of names, so every rank has the same matrix. The signs of R make Q uniform (Mezzadri 2007, math-ph/0609050).
     """
     generator = torch.Generator().manual_seed(seed_of(*seed_parts))
-    signs = torch.randint(0, 2, (rows, columns), generator=generator, dtype=torch.int8)
-    return (2.0 * signs.float() - 1.0) / rows**0.5
+    tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    return (q if rows >= columns else q.T * (columns / rows) ** 0.5).float()
 
 
 @dataclass(frozen=True)

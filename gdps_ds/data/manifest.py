@@ -46,6 +46,13 @@ class Utterance:
     duration: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable(Utterance):
+    """A row of a corpus's index that is no utterance; ``reason`` is what it is counted under."""
+
+    reason: str = ""
+
+
 _DEFAULTS = {field.name: field.default for field in fields(Utterance)}
 _NAMES = ("id", "audio", "source_lang", "target_lang")
 _TEXTS = ("target_text", "source_text")

@@ -10,7 +10,7 @@ from typing import Any
 
 from gdps_ds.data.audio import SAMPLE_RATE, AudioError, read_segment
 from gdps_ds.data.features import frames_of
-from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.manifest import DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order
 
 DUPLICATE = "duplicate id"
@@ -173,7 +173,9 @@ def _checked(
     """Each utterance with what is wrong with it as far as can be told without its audio."""
     seen: set[str] = set()
     for utterance in utterances:
-        if languages is not None and utterance.source_lang not in languages:
+        if isinstance(utterance, Unusable):
+            yield utterance, utterance.reason
+        elif languages is not None and utterance.source_lang not in languages:
             yield utterance, OTHER_LANGUAGE
         elif utterance.id in seen:
             yield utterance, DUPLICATE

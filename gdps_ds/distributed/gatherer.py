@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches, sign_projection
+from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches, random_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, after_adaptor, route_of
@@ -237,9 +237,9 @@ class _LinearSketch:
         device = neurons.device
         d_in, d_out = linear.in_features, linear.out_features
         # Transposed once, (d x k), so that projecting is a plain product.
-        self._p_in = sign_projection(k, d_in, seed, name, "in").T.contiguous().to(device)
-        self._p_out = sign_projection(k, d_out, seed, name, "out").T.contiguous().to(device)
-        self._omega = sign_projection(k, 1, seed, name, "bias").T.contiguous().to(device)
+        self._p_in = random_projection(k, d_in, seed, name, "in").T.contiguous().to(device)
+        self._p_out = random_projection(k, d_out, seed, name, "out").T.contiguous().to(device)
+        self._omega = random_projection(k, 1, seed, name, "bias").T.contiguous().to(device)
         self.core = torch.zeros(slots, k, k, device=device)
         self.gradients = torch.zeros(exact_languages, d_out, d_in, device=device) if exact_languages else None
 

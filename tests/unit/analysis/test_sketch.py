@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdps_ds.analysis.sketch import SiteSketch, Sketches, fold_of, seed_of, sign_projection, sites_of
+from gdps_ds.analysis.sketch import SiteSketch, Sketches, fold_of, seed_of, random_projection, sites_of
 
 K, ROWS, COLUMNS = 16, 40, 24
 
 
 def core(gradient: torch.Tensor, seed: int) -> torch.Tensor:
-    p_in, p_out = (sign_projection(K, size, seed, role).double() for role, size in (("in", COLUMNS), ("out", ROWS)))
+    p_in, p_out = (random_projection(K, size, seed, role).double() for role, size in (("in", COLUMNS), ("out", ROWS)))
     return p_out @ gradient @ p_in.T
 
 
@@ -22,10 +22,10 @@ def test_seeds_are_the_same_on_every_machine() -> None:
     """Pinned: ranks of different machines and Python versions must draw the same projections."""
     assert seed_of(1, "layer.weight", "in") == 4694736522261274282
     assert [fold_of(f"utterance-{number}", 16) for number in range(6)] == [6, 1, 12, 2, 15, 14]
-    assert sign_projection(4, 3, 1, "x").mul(2).int().tolist() == SIGNS
+    torch.testing.assert_close(random_projection(2, 3, 1, "x"), torch.tensor(PROJECTION), atol=1e-6, rtol=0)
 
 
-SIGNS = [[1, 1, -1], [-1, -1, -1], [-1, -1, 1], [-1, 1, 1]]
+PROJECTION = [[0.571847, -0.3424094, -1.0274954], [-0.861564, -0.8478924, -0.1969415]]
 
 
 def test_folds_are_about_equal() -> None:
@@ -42,20 +42,33 @@ def test_sketches_are_linear(seed: int, a: float, b: float) -> None:
 
 
 def test_inner_products_are_unbiased_with_the_predicted_variance() -> None:
-    """E<C_a, C_b> = <G_a, G_b>; of vectors, Var <P a, P b> = (|a|^2 |b|^2 + <a, b>^2 - 2 sum a_i^2 b_i^2) / k for sign
-    projections. Checked for rank-one gradients, whose two sides are such vectors."""
+    """E<C_a, C_b> = <G_a, G_b>, and the variance of :func:`random_projection`'s docstring. Checked for rank-one gradients,
+    whose two sides are projected vectors."""
     generator = torch.Generator().manual_seed(0)
     u, v, x, y = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (ROWS, ROWS, COLUMNS, COLUMNS))
     draws = torch.stack([(core(torch.outer(u, x), s) * core(torch.outer(v, y), s)).sum() for s in range(3000)])
     truth = (u @ v) * (x @ y)
 
     def second_moment(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        variance = (a.square().sum() * b.square().sum() + (a @ b) ** 2 - 2 * (a * b).square().sum()) / K
-        return variance + (a @ b) ** 2
+        n, squares, product = len(a), a.square().sum() * b.square().sum(), a @ b
+        variance = (n - K) / (K * (n - 1) * (n + 2)) * (n * squares + (n - 2) * product**2)
+        return variance + product**2
 
     predicted = second_moment(u, v) * second_moment(x, y) - truth**2
     assert abs(draws.mean() - truth) < 4 * (predicted / len(draws)).sqrt()
     assert draws.var().item() == pytest.approx(predicted.item(), rel=0.15)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 32), (32, 32), (48, 16), (5, 1)])
+def test_projections_are_scaled_rotations_with_the_identity_as_their_mean(rows: int, columns: int) -> None:
+    """Orthogonal rows; with at least as many rows as columns nothing is lost at all."""
+    p = random_projection(rows, columns, 3, "p").double()
+    if rows >= columns:
+        torch.testing.assert_close(p.T @ p, torch.eye(columns, dtype=torch.float64), atol=1e-6, rtol=0)
+    else:
+        torch.testing.assert_close(p @ p.T, torch.eye(rows, dtype=torch.float64) * columns / rows, atol=1e-6, rtol=0)
+    drawn = torch.stack([random_projection(rows, columns, seed).double() for seed in range(400)])
+    torch.testing.assert_close((drawn.mT @ drawn).mean(0), torch.eye(columns, dtype=torch.float64), atol=0.2, rtol=0)
 
 
 def test_sites_are_ordered_by_number() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gdps_ds.analysis.sketch import Sketches, sign_projection
+from gdps_ds.analysis.sketch import Sketches, random_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.comm import Communicator
@@ -74,8 +74,8 @@ def test_core_sketch_is_the_projected_gradient_of_the_language(batches: list[Bat
         for role_number, role in enumerate((INPUT_LINEAR, OUTPUT_LINEAR)):
             name = f"{SITES[0]}.{role}"
             gradient = gradients[f"{name}.weight"]
-            p_in = sign_projection(K, gradient.shape[1], SEED, name, "in").double()
-            p_out = sign_projection(K, gradient.shape[0], SEED, name, "out").double()
+            p_in = random_projection(K, gradient.shape[1], SEED, name, "in").double()
+            p_out = random_projection(K, gradient.shape[0], SEED, name, "out").double()
             expected = (p_out @ gradient @ p_in.T).numpy()
             found = sketches.sites[SITES[0]].core[role_number, language, fold]
             np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, abs(expected).max()))
@@ -91,9 +91,9 @@ def test_neuron_sketch_is_the_projected_neuron_gradient(batches: list[Batch], la
         gradients = language_gradients(batches, language, {fold for fold in range(FOLDS) if fold % 2 == half})
         rows, bias = gradients[f"{site}.{INPUT_LINEAR}.weight"], gradients[f"{site}.{INPUT_LINEAR}.bias"]
         columns = gradients[f"{site}.{OUTPUT_LINEAR}.weight"].T
-        p_in = sign_projection(K, rows.shape[1], SEED, f"{site}.{INPUT_LINEAR}", "in").double()
-        omega = sign_projection(K, 1, SEED, f"{site}.{INPUT_LINEAR}", "bias").double()
-        p_out = sign_projection(K, columns.shape[1], SEED, f"{site}.{OUTPUT_LINEAR}", "out").double()
+        p_in = random_projection(K, rows.shape[1], SEED, f"{site}.{INPUT_LINEAR}", "in").double()
+        omega = random_projection(K, 1, SEED, f"{site}.{INPUT_LINEAR}", "bias").double()
+        p_out = random_projection(K, columns.shape[1], SEED, f"{site}.{OUTPUT_LINEAR}", "out").double()
         expected = (rows @ p_in.T + bias[:, None] @ omega.T + columns @ p_out.T).numpy()
         np.testing.assert_allclose(neurons[language, half], expected, atol=2e-5 * max(1, abs(expected).max()))
 

@@ -1,0 +1,166 @@
+"""Layouts of the IWSLT low-resource tasks: Tunisian Arabic as LDC and as STM files, and stamped.tsv for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gdps_ds.data.corpora.files import (
+    BACKWARDS,
+    NO_AUDIO,
+    WRONG_COLUMNS,
+    Pair,
+    RowFault,
+    first_file,
+    lines,
+    one_line,
+    seconds,
+    segment_id,
+    split_file,
+    split_folder,
+    text_lines,
+    utterances,
+)
+from gdps_ds.data.manifest import DataError, Unusable, Utterance
+
+TUNISIAN = Pair("aeb", "eng")
+EXCLUDED = "excluded by the shared task"
+OTHER_SEGMENT = "translation of another segment"
+NO_TABLES = "listed, but neither transcribed nor translated"
+
+Segment = tuple[str, float, float, str]
+"""File, start and end in seconds, text."""
+
+
+def read_aeb(root: Path, split: str) -> Iterator[Utterance]:
+    """IWSLT dialect (LDC2022E01): ``data/{transcripts,translations}/ta/<file>.tsv`` and ``data/audio/ta/<file>.sph``.
+
+    LDC has no splits: ``<split>.file_id.txt`` and ``exclude-utterance.txt`` of the shared task's data preparation
+    (github.com/kevinduh/iwslt22-dialect) must lie in ``root``. Segments that were only transcribed are utterances without a
+    translation.
+    """
+    if not (listing := root / f"{split}.file_id.txt").is_file():
+        raise DataError(f"{listing}: no such file; copy the split's list of file ids from kevinduh/iwslt22-dialect")
+    exclusions = root / "exclude-utterance.txt"
+    excluded = {str(line).strip() for _, line in lines(exclusions)} if exclusions.is_file() else set()
+    for name in [str(line).strip() for _, line in lines(listing)]:
+        yield from _read_aeb_file(root / "data", name, f"aeb-{split}", excluded)
+
+
+def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> Iterator[Utterance]:
+    tables = {kind: data / kind / "ta" / f"{name}.tsv" for kind in ("transcripts", "translations")}
+    if not any(path.is_file() for path in tables.values()):
+        yield Unusable(f"{prefix}-{name}", "", *TUNISIAN, None, reason=NO_TABLES)
+        return
+    audio = str(data / "audio" / "ta" / f"{name}.sph")
+
+    def parse(line: str) -> Utterance:
+        start, end, text = _ldc_row(line)
+        if " ".join([name, *line.split("\t")[:2]]) in excluded:
+            raise RowFault(EXCLUDED)
+        return _aeb(prefix, (audio, start, end, text))
+
+    read = {
+        kind: list(utterances(lines(path), parse, f"{prefix}-{name}-{kind}", TUNISIAN)) if path.is_file() else []
+        for kind, path in tables.items()
+    }
+    transcripts: dict[str, list[str | None]] = {}
+    for utterance in read["transcripts"]:
+        transcripts.setdefault(utterance.id, []).append(utterance.target_text)
+    for utterance in read["translations"]:
+        transcript = transcripts.get(utterance.id) or [None]
+        yield utterance if isinstance(utterance, Unusable) else replace(utterance, source_text=transcript.pop(0))
+    for utterance in read["transcripts"]:
+        if isinstance(utterance, Unusable):
+            yield utterance
+        elif transcripts[utterance.id]:
+            yield replace(utterance, target_text=None, source_text=transcripts[utterance.id].pop(0))
+
+
+def _ldc_row(line: str) -> tuple[float, float, str]:
+    """``start end speaker text``; the tab before an empty text may be missing."""
+    cells = line.split("\t")
+    if len(cells) not in (3, 4):
+        raise RowFault(WRONG_COLUMNS)
+    return seconds(cells[0]), seconds(cells[1]), "".join(cells[3:])
+
+
+def read_aeb_stm(root: Path, split: str) -> Iterator[Utterance]:
+    """IWSLT dialect as the shared task segments it: ``asr-aeb.norm.<split>.stm``, ``st-aeb2eng.norm.<split>.stm``.
+
+    Seven columns: path, 1, speaker, start, end, label, text; line n of the one goes with line n of the other. Blind test
+    sets have no translations, and their transcripts need no text.
+    """
+    transcripts = split_file(root, split, "asr-aeb.norm.*.stm")
+    rows = list(lines(transcripts))
+    translations = root / f"st-aeb2eng.norm.{split}.stm"
+    other = text_lines(translations, len(rows), transcripts) if translations.is_file() else [None] * len(rows)
+
+    def parse(pair: tuple[str | RowFault, str | RowFault | None]) -> Utterance:
+        audio, start, end, text = _stm_row(pair[0], root)
+        utterance = replace(_aeb(f"aeb-{split}", (audio, start, end, "")), source_text=one_line(text), target_text=None)
+        if pair[1] is None:
+            return utterance
+        *place, translation = _stm_row(pair[1], root)
+        if place != [audio, start, end]:
+            raise RowFault(OTHER_SEGMENT)
+        return replace(utterance, target_text=one_line(translation))
+
+    pairs = [(number, (line, translation)) for (number, line), translation in zip(rows, other, strict=True)]
+    yield from utterances(pairs, parse, f"aeb-{split}", TUNISIAN)
+
+
+def _stm_row(line: str | RowFault, root: Path) -> Segment:
+    if isinstance(line, RowFault):
+        raise line
+    cells = line.split("\t")
+    if len(cells) not in (6, 7):
+        raise RowFault(WRONG_COLUMNS)
+    if not cells[0].strip():
+        raise RowFault(NO_AUDIO)
+    return str(root / cells[0]), seconds(cells[3]), seconds(cells[4]), "".join(cells[6:])
+
+
+def _aeb(prefix: str, segment: Segment) -> Utterance:
+    audio, start, end, text = segment
+    if end < start:
+        raise RowFault(BACKWARDS)
+    name = segment_id(prefix, audio, start, end)
+    return Utterance(name, audio, *TUNISIAN, one_line(text), offset=start, duration=end - start)
+
+
+def read_stamped(root: Path, split: str, name: str, pair: Pair, suffix: str) -> Iterator[Utterance]:
+    """Irish, Marathi, Bhojpuri: ``<split>/stamped.tsv`` without a header (file, offset, duration) and ``<split>/wav/``.
+
+    Translations are line n of ``<split>/txt/<split>.<suffix>``; test sets come without. Some files are named with the
+    folder ``wav/``, some without.
+    """
+    folder = split_folder(root, split, "data")
+    index, text = folder / "stamped.tsv", folder / "txt" / f"{split}.{suffix}"
+    rows = list(lines(index))
+    texts = text_lines(text, len(rows), index) if text.is_file() else [None] * len(rows)
+
+    def parse(row: tuple[str | RowFault, str | RowFault | None]) -> Utterance:
+        line, translation = row
+        for part in row:
+            if isinstance(part, RowFault):
+                raise part
+        cells = str(line).split("\t")
+        if len(cells) != 3:
+            raise RowFault(WRONG_COLUMNS)
+        file, offset, duration = cells[0].strip().removeprefix("wav/"), seconds(cells[1]), seconds(cells[2])
+        if not file:
+            raise RowFault(NO_AUDIO)
+        return Utterance(
+            id=segment_id(f"{name}-{split}", file, offset, offset + duration),
+            audio=first_file([folder / "wav" / file, folder / file]),
+            source_lang=pair.source,
+            target_lang=pair.target,
+            target_text=None if translation is None else one_line(str(translation)),
+            offset=offset,
+            duration=duration,
+        )
+
+    pairs = [(number, (line, translation)) for (number, line), translation in zip(rows, texts, strict=True)]
+    yield from utterances(pairs, parse, f"{name}-{split}", pair)

@@ -1,0 +1,87 @@
+"""Layouts with one file of JSON lines a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gdps_ds.data.corpora.files import (
+    MISSING_KEY,
+    NO_AUDIO,
+    Pair,
+    RowFault,
+    first_file,
+    json_lines,
+    name_of,
+    no_split,
+    split_file,
+    text_of,
+    utterances,
+)
+from gdps_ds.data.manifest import DataError, Utterance, read_manifest
+
+BEMBA = Pair("bem", "eng")
+PLACEHOLDER = "placeholder text"
+PLACEHOLDERS = frozenset({".", "NOT PLAYING", "NOT FOUND"})
+"""What BIG-C's annotators wrote where there was nothing to transcribe or to translate."""
+
+
+def read_manifest_folder(root: Path, split: str) -> Iterator[Utterance]:
+    """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it; what ``launchers/prepare.py`` writes."""
+    path = root / f"{split}.jsonl"
+    if not path.is_file():
+        raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
+    found = read_manifest(path)
+    if not found:
+        raise DataError(f"{path}: no utterances")
+    yield from found
+
+
+def read_bigc(root: Path, split: str) -> Iterator[Utterance]:
+    """BIG-C: ``data/bem/splits/<split>.jsonl`` (audio_id, bem_transcription, en_translation), one file a turn.
+
+    Audio lies in ``audio``, ``data/audio`` or ``data/bem/audio``. Ids and files end in ``.wav``, in ``.wav.wav`` or in
+    neither, independently of each other.
+    """
+    folders = [root / "audio", root / "data" / "audio", root / "data" / "bem" / "audio"]
+
+    def parse(record: dict[str, Any]) -> Utterance:
+        stem = name_of(record, "audio_id", NO_AUDIO)
+        while stem.endswith(".wav"):
+            stem = stem.removesuffix(".wav")
+        if not stem:
+            raise RowFault(NO_AUDIO)
+        audio = first_file([folder / f"{stem}{suffix}" for suffix in (".wav", ".wav.wav", "") for folder in folders])
+        target, source = text_of(record, "en_translation"), text_of(record, "bem_transcription")
+        if not PLACEHOLDERS.isdisjoint({target, source}):
+            raise RowFault(PLACEHOLDER)
+        return Utterance(f"bigc-{split}-{stem}", audio, *BEMBA, target, source)
+
+    path = split_file(root, split, "data/bem/splits/*.jsonl", "*.jsonl")
+    yield from utterances(json_lines(path), parse, f"bigc-{split}", BEMBA)
+
+
+def read_seamless(root: Path, split: str) -> Iterator[Utterance]:
+    """seamless_communication's manifests: ``<split>_manifest.json`` (or ``.jsonl``, ``.json``), which name the languages.
+
+    Lines are ``{"source": {"id", "lang", "text", "audio_local_path"}, "target": {"lang", "text"}}``. FLEURS gives all readings
+    of a sentence one id, so that the file becomes part of ours.
+    """
+
+    def parse(record: dict[str, Any]) -> Utterance:
+        source, target = _part(record, "source"), _part(record, "target")
+        audio = name_of(source, "audio_local_path", NO_AUDIO)
+        pair = Pair(name_of(source, "lang"), name_of(target, "lang"))
+        name = f"seamless-{pair.source}-{pair.target}-{split}-{source.get('id')}-{Path(audio).stem}"
+        return Utterance(name, str(root / audio), *pair, text_of(target, "text"), text_of(source, "text"))
+
+    path = split_file(root, split, "*_manifest.json", "*_manifest.jsonl", "*.jsonl", "*.json")
+    yield from utterances(json_lines(path), parse, f"seamless-{split}")
+
+
+def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = record.get(key)
+    if not isinstance(part, dict):
+        raise RowFault(MISSING_KEY)
+    return part
