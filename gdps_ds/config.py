@@ -142,7 +142,7 @@ class MineConfig(Section):
     exact: tuple[str, ...] = Field(
         (), description="glob patterns of candidates whose full gradient of each language is saved too (gradients.safetensors)"
     )
-    folds: Annotated[int, Field(ge=2)] = Field(16, description="folds of utterances; their scatter gives the intervals")
+    folds: Annotated[int, Field(ge=2)] = Field(10, description="folds of utterances; their scatter gives the intervals")
 
 
 class PlanConfig(Section):

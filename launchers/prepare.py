@@ -4,7 +4,8 @@
     python launchers/prepare.py --corpus demo --root data/demo
 
 The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>``, and
-<out>/<split>.report.json, which counts every skipped utterance by language and reason.
+<out>/<split>.report.json, which counts every skipped utterance by language and reason. Layouts that serve many languages
+take a pair of them: --corpus mustc:eng-deu.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gdps_ds.config import DataConfig
-from gdps_ds.data.corpora import LAYOUTS, read_corpus
+from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
 from gdps_ds.data.manifest import DataError, atomic_write, write_manifest
 from gdps_ds.data.preparation import prepare
 
@@ -69,7 +70,8 @@ def _build_demo(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     defaults = DataConfig.model_fields
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, choices=[*LAYOUTS, DEMO], help="layout of the corpus")
+    layouts = ", ".join([DEMO, *LAYOUTS, *(f"{name}:SOURCE-TARGET" for name in PAIR_LAYOUTS)])
+    parser.add_argument("--corpus", required=True, metavar="LAYOUT", help=f"layout of the corpus: {layouts}")
     parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
     parser.add_argument("--split", help="split to prepare, such as train")
     parser.add_argument("--out", type=Path, help="folder for the manifest and the report")

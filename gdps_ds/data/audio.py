@@ -21,6 +21,7 @@ SAMPLE_RATE = 16_000
 MISSING = "missing file"
 UNREADABLE = "unreadable"
 GIT_LFS = "Git-LFS pointer"
+SHORTEN = "shorten-compressed SPHERE file; convert it with sph2pipe"
 EMPTY = "empty audio"
 ZERO_LENGTH = "zero-length segment"
 BEYOND_END = "segment beyond the end"
@@ -97,9 +98,11 @@ def _reason(path: Path) -> str:
     """Why libsndfile refuses a file that is there."""
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(1024)
     except OSError:
         return UNREADABLE
     if not start:
         return EMPTY
+    if start.startswith(b"NIST_1A") and b"shorten" in start:
+        return SHORTEN
     return GIT_LFS if start.startswith(b"version https://git-lfs") else UNREADABLE

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -58,12 +59,24 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         raise DataError(f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds")
     samples, filters = torch.from_numpy(waveform), _mel_filters()
     starts = range(0, len(samples) - WINDOW + 1, BLOCK * HOP)
-    energies = [_power_spectrum(samples[start : start + (BLOCK - 1) * HOP + WINDOW]) @ filters for start in starts]
-    mel = torch.cat(energies).clamp_(min=ENERGY_FLOOR).log_()
-    mel -= mel.mean(0)
-    mel /= (mel.square().sum(0) / (len(mel) - 1) + VARIANCE_FLOOR).sqrt()
+    with _one_thread():
+        energies = [_power_spectrum(samples[start : start + (BLOCK - 1) * HOP + WINDOW]) @ filters for start in starts]
+        mel = torch.cat(energies).clamp_(min=ENERGY_FLOOR).log_()
+        mel -= mel.mean(0)
+        mel /= (mel.square().sum(0) / (len(mel) - 1) + VARIANCE_FLOOR).sqrt()
     normal: NDArray[np.float32] = mel[: len(mel) // STACKED * STACKED].reshape(-1, FEATURES).numpy()
     return normal
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from threads, and lose much where processes already fill the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _power_spectrum(waveform: Tensor) -> Tensor:

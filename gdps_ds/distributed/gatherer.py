@@ -85,7 +85,7 @@ class GradientGatherer:
         for site in self.sites:
             block, route = model.get_submodule(site), route_of(model, site)
             hidden = cast(nn.Linear, block.get_submodule(INPUT_LINEAR)).out_features
-            self._neurons[site] = torch.zeros(len(languages) * HALVES, hidden, settings.sketch, device=device)
+            self._neurons[site] = torch.zeros(len(languages) * HALVES, settings.sketch, hidden, device=device)
             for role in ROLES:
                 self._linears[f"{site}.{role}"] = _LinearSketch(
                     cast(nn.Linear, block.get_submodule(role)),
@@ -155,7 +155,8 @@ class GradientGatherer:
         shape = (len(self.languages), HALVES)
         updated = dict(sketches.sites)
         for site, neurons in zip(sites, _sum_flat(comm, [self._neurons[site] for site in sites]), strict=True):
-            updated[site] = replace(updated[site], neurons=neurons.reshape(*shape, *neurons.shape[1:]))
+            by_neuron = np.ascontiguousarray(neurons.transpose(0, 2, 1))
+            updated[site] = replace(updated[site], neurons=by_neuron.reshape(*shape, *by_neuron.shape[1:]))
         return replace(sketches, sites=updated)
 
     def exact(self, site: str, comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
@@ -195,13 +196,8 @@ class GradientGatherer:
                 router, group = sketch.route
                 watched = watched.of_rows(router.rows(group))
             seen = watched
-            activations = inputs[0].detach()
-            projected = sketch.project_input(activations)
-
-            def on_gradient(gradient: Tensor) -> None:
-                sketch.add(activations, projected, gradient.detach(), seen)
-
-            output.register_hook(on_gradient)
+            activations = inputs[0].detach()  # kept by autograd anyway, for the weight's gradient
+            output.register_hook(lambda gradient: sketch.add(activations, gradient.detach(), seen))
 
         return hook
 
@@ -233,42 +229,39 @@ class _LinearSketch:
         self.linear = linear
         self.route = route
         self._hidden_out = hidden_out
-        self._neurons = neurons  # (languages * 2, h, k), shared with the block's other linear
+        self._neurons = neurons  # (languages * 2, k, h), shared with the block's other linear
         device = neurons.device
         d_in, d_out = linear.in_features, linear.out_features
         # Transposed once, (d x k), so that projecting is a plain product.
         self._p_in = random_projection(k, d_in, seed, name, "in").T.contiguous().to(device)
         self._p_out = random_projection(k, d_out, seed, name, "out").T.contiguous().to(device)
-        self._omega = random_projection(k, 1, seed, name, "bias").T.contiguous().to(device)
+        self._omega = random_projection(k, 1, seed, name, "bias").to(device)
         self.core = torch.zeros(slots, k, k, device=device)
         self.gradients = torch.zeros(exact_languages, d_out, d_in, device=device) if exact_languages else None
 
-    def project_input(self, activations: Tensor) -> Tensor:
-        """(B, T, d_in) -> (B, T, k) in fp32."""
-        with _full_precision(activations):
-            return activations.float() @ self._p_in
-
     @torch.no_grad()
-    def add(self, activations: Tensor, projected: Tensor, gradient: Tensor, watched: _Watched) -> None:
+    def add(self, activations: Tensor, gradient: Tensor, watched: _Watched) -> None:
+        """Count a micro-batch: activations (B, T, d_in) and output gradients (B, T, d_out).
+
+        Only the d side of the layer is projected frame by frame. The h side is projected once an utterance, from its
+        neuron sketch: h k^2 instead of T h k operations, and utterances have more frames than k. That sketch is held as
+        (k x h), the layout in which its product is several times faster than in (h x k).
+        """
         weights = watched.weights[gradient.shape[1]]
-        with _full_precision(gradient):
-            gradient = gradient.float()
-            # Mask and scale go into the thin factors: nothing of the hidden width is copied.
-            out = (gradient @ self._p_out) * weights
-            self.core.index_add_(0, watched.slots, out.transpose(1, 2) @ projected)
+        with torch.autocast(gradient.device.type, enabled=False):  # fp32 whatever the precision of the model
+            activations, gradient = activations.float(), gradient.float()
+            # Mask and scale go into the thin factor: nothing of the hidden width is copied.
             if self._hidden_out:
-                neurons = gradient.transpose(1, 2) @ ((projected + self._omega) * weights)
+                neurons = ((activations @ self._p_in) * weights).transpose(1, 2) @ gradient
+                self.core.index_add_(0, watched.slots, (neurons @ self._p_out).transpose(1, 2))
+                neurons += self._omega * (weights.transpose(1, 2) @ gradient)
             else:
-                neurons = activations.float().transpose(1, 2) @ out
+                neurons = ((gradient @ self._p_out) * weights).transpose(1, 2) @ activations
+                self.core.index_add_(0, watched.slots, neurons @ self._p_in)
             self._neurons.index_add_(0, watched.halves, neurons)
             if self.gradients is not None:
                 weighted = (gradient * weights).transpose(1, 2)
-                self.gradients.index_add_(0, watched.languages, weighted @ activations.float())
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Sketches are accumulated in fp32 whatever the precision of the model."""
-    return torch.autocast(tensor.device.type, enabled=False)
+                self.gradients.index_add_(0, watched.languages, weighted @ activations)
 
 
 def _exact_halves(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,16 @@ def read_corpus(layout: str, root: str | Path, split: str) -> Iterator[Utterance
     read = _reader(layout)
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder (the root of corpus layout '{layout}')")
-    return read(Path(root), split)
+    return _filled(read(Path(root), split), f"{root}: split '{split}' of corpus layout '{layout}' holds no utterances")
+
+
+def _filled(found: Iterator[Utterance], fault: str) -> Iterator[Utterance]:
+    empty = True
+    for utterance in found:
+        empty = False
+        yield utterance
+    if empty:
+        raise DataError(fault)
 
 
 def _reader(layout: str) -> Layout:
@@ -75,6 +84,7 @@ def _reader(layout: str) -> Layout:
     if name in PAIR_LAYOUTS:
         if not re.fullmatch(r"[a-z]{3}-[a-z]{3}", languages):
             raise DataError(f"corpus layout '{layout}' must name its languages in ISO 639-3, as in '{name}:eng-deu'")
-        return partial(PAIR_LAYOUTS[name], pair=Pair(*languages.split("-")))
+        read, pair = PAIR_LAYOUTS[name], Pair(*languages.split("-"))
+        return lambda root, split: read(root, split, pair)
     known = [*LAYOUTS, *(f"{name}:<source>-<target>" for name in PAIR_LAYOUTS)]
     raise DataError(f"unknown corpus layout '{layout}'; known layouts: {', '.join(known)}")

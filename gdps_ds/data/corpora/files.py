@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from babel.core import get_global
+
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
 
 Row = TypeVar("Row")
@@ -32,6 +34,11 @@ class Pair(NamedTuple):
 
     source: str
     target: str
+
+
+def iso_639_1(language: str) -> str:
+    """The code of two letters where a language has one, as many corpora name their files; else the code itself."""
+    return str(get_global("language_aliases").get(language, language))
 
 
 class RowFault(Exception):
@@ -66,17 +73,15 @@ def split_file(root: Path, split: str, *patterns: str) -> Path:
     for pattern in patterns:
         if (path := root / pattern.replace("*", split)).is_file():
             return path
-    found = {_between(str(path.relative_to(root)), pattern) for pattern in patterns for path in root.glob(pattern)}
-    raise no_split(root, split, found, f" ({' or '.join(pattern.replace('*', split) for pattern in patterns)})")
+    for pattern in patterns:
+        before, _, after = pattern.partition("*")
+        if names := [str(path.relative_to(root)) for path in root.glob(pattern)]:
+            raise no_split(root, split, [name.removeprefix(before).removesuffix(after) for name in names])
+    raise DataError(f"{root}: no split '{split}': there is no {' or '.join(name.replace('*', split) for name in patterns)}")
 
 
-def _between(name: str, pattern: str) -> str:
-    before, _, after = pattern.partition("*")
-    return name.removeprefix(before).removesuffix(after)
-
-
-def no_split(root: Path, split: str, found: Iterable[str], wanted: str = "") -> DataError:
-    return DataError(f"{root}: no split '{split}'{wanted}; splits there: {', '.join(sorted(found)) or 'none'}")
+def no_split(root: Path, split: str, found: Iterable[str]) -> DataError:
+    return DataError(f"{root}: no split '{split}'; splits there: {', '.join(sorted(found)) or 'none'}")
 
 
 def first_file(candidates: Sequence[Path]) -> str:

@@ -13,8 +13,9 @@ language a configuration and joins translations by sentence:
     source_text: transcription
     references: {name: en_us, key: id, text: transcription}
 
-Encoded audio is copied to ``audio/`` beside the file, named by its content, so that reading again writes nothing, and is
-decoded as that of every other corpus.
+Tables (Parquet, JSON lines, CSV, ``save_to_disk``) need nothing but ``datasets``; for a repository that is a folder of audio
+files it wants ``torchcodec`` as well. Encoded audio is copied to ``audio/`` beside the file, named by its content, so that
+reading again writes nothing, and is decoded as that of every other corpus.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from gdps_ds.config import Language, Section
-from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, text_of, utterances
+from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, one_line, text_of, utterances
 from gdps_ds.data.manifest import DataError, Utterance
 
 DESCRIPTION = "hub.yaml"
@@ -71,7 +72,7 @@ def read_hub(root: Path, split: str) -> Iterator[Utterance]:
     corpus = load_description(root / DESCRIPTION)
     columns = [corpus.audio, corpus.id, corpus.source_text, corpus.target_text]
     columns += [corpus.references.key] if corpus.references else []
-    rows = _load(root, corpus, split, corpus.name, [column for column in columns if column])
+    rows = _load(root, corpus, split, corpus.name, list(dict.fromkeys(column for column in columns if column)))
     translations = _translations(root, corpus, split)
     pair = Pair(corpus.source_lang, corpus.target_lang)
     prefix = f"{root.name}-{pair.source}-{pair.target}-{split}"
@@ -84,7 +85,7 @@ def read_hub(root: Path, split: str) -> Iterator[Utterance]:
         return Utterance(
             # Ids of sentences repeat, as do those of speakers: only with the row's number is one sure to be unique.
             id=f"{prefix}-{number:08d}" + (f"-{record[corpus.id]}" if corpus.id else ""),
-            audio=_local_audio(record[corpus.audio], root / "audio"),
+            audio=_local_audio(record[corpus.audio], root / corpus.path, root / "audio"),
             source_lang=pair.source,
             target_lang=pair.target,
             target_text=target,
@@ -123,7 +124,9 @@ def _load(root: Path, corpus: HubCorpus, split: str, name: str | None, columns: 
             path = str(local) if local.is_dir() else corpus.path
             rows = datasets.load_dataset(path, name, split=split, revision=corpus.revision, streaming=corpus.streaming)
     except (ValueError, KeyError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{root / DESCRIPTION}: cannot load split '{split}' of {corpus.path} ({name}): {error}") from None
+        raise DataError(
+            f"{root / DESCRIPTION}: cannot load split '{split}' of {corpus.path} ({name}): {error.__cause__ or error}"
+        ) from None
     present = rows.column_names or list(next(iter(rows), {}))
     if missing := [column for column in columns if column not in present]:
         raise DataError(f"{root / DESCRIPTION}: no column {', '.join(missing)}; columns there: {', '.join(present)}")
@@ -136,11 +139,11 @@ def _translations(root: Path, corpus: HubCorpus, split: str) -> dict[str, str | 
         return {}
     key, text = corpus.references.key, corpus.references.text
     rows = _load(root, corpus, split, corpus.references.name, [key, text])
-    return {str(row[key]): text_of(row, text) for row in rows}
+    return {str(row[key]): None if row[text] is None else one_line(str(row[text])) for row in rows}
 
 
-def _local_audio(audio: Mapping[str, Any] | None, folder: Path) -> str:
-    """The path of a row's audio; what is embedded or remote is written to ``folder`` under a digest of its bytes."""
+def _local_audio(audio: Mapping[str, Any] | None, source: Path, copies: Path) -> str:
+    """The path of a row's audio: below ``source`` where it lies there, else a copy named by a digest of its bytes."""
     content, path = (audio or {}).get("bytes"), (audio or {}).get("path") or ""
     if content is None and "://" in path:
         with fsspec.open(path, "rb") as file:
@@ -148,11 +151,11 @@ def _local_audio(audio: Mapping[str, Any] | None, folder: Path) -> str:
     if content is None:
         if not path:
             raise RowFault(NO_AUDIO)
-        return path
-    target = folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{Path(path).suffix}"
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{uuid.uuid4().hex}.partial"
+        return str(source / path)
+    copy = copies / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{Path(path).suffix}"
+    if not copy.is_file():
+        copies.mkdir(parents=True, exist_ok=True)
+        partial = copies / f".{uuid.uuid4().hex}.partial"
         partial.write_bytes(content)
-        partial.replace(target)
-    return str(target)
+        partial.replace(copy)
+    return str(copy)

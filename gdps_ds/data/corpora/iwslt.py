@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from gdps_ds.data.corpora.files import (
@@ -57,25 +57,24 @@ def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> It
 
     def parse(line: str) -> Utterance:
         start, end, text = _ldc_row(line)
+        utterance = _aeb(prefix, (audio, start, end, text))
         if " ".join([name, *line.split("\t")[:2]]) in excluded:
-            raise RowFault(EXCLUDED)
-        return _aeb(prefix, (audio, start, end, text))
+            return Unusable(**asdict(utterance), reason=EXCLUDED)
+        return utterance
 
-    read = {
-        kind: list(utterances(lines(path), parse, f"{prefix}-{name}-{kind}", TUNISIAN)) if path.is_file() else []
+    transcripts, translations = (
+        list(utterances(lines(path), parse, f"{prefix}-{name}-{kind}", TUNISIAN)) if path.is_file() else []
         for kind, path in tables.items()
-    }
-    transcripts: dict[str, list[str | None]] = {}
-    for utterance in read["transcripts"]:
-        transcripts.setdefault(utterance.id, []).append(utterance.target_text)
-    for utterance in read["translations"]:
-        transcript = transcripts.get(utterance.id) or [None]
-        yield utterance if isinstance(utterance, Unusable) else replace(utterance, source_text=transcript.pop(0))
-    for utterance in read["transcripts"]:
-        if isinstance(utterance, Unusable):
-            yield utterance
-        elif transcripts[utterance.id]:
-            yield replace(utterance, target_text=None, source_text=transcripts[utterance.id].pop(0))
+    )
+    # Segments may begin at the same time, or be there twice: each translation takes one transcript of its segment.
+    left: dict[str, list[str | None]] = {}
+    for utterance in transcripts:
+        left.setdefault(utterance.id, []).append(utterance.target_text)
+    for utterance in translations:
+        yield replace(utterance, source_text=left[utterance.id].pop(0) if left.get(utterance.id) else None)
+    for utterance in transcripts:
+        if left[utterance.id]:
+            yield replace(utterance, source_text=left[utterance.id].pop(0), target_text=None)
 
 
 def _ldc_row(line: str) -> tuple[float, float, str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from babel.core import get_global
 
 from gdps_ds.data.corpora.files import (
     MISSING_KEY,
     NO_AUDIO,
     Pair,
     RowFault,
+    iso_639_1,
     lines,
     name_of,
     one_line,
@@ -73,7 +73,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 def _texts(folder: Path, split: str, language: str, count: int, index: Path) -> list[str | RowFault] | list[None]:
-    for suffix in (language, get_global("language_aliases").get(language)):
-        if suffix and (path := folder / f"{split}.{suffix}").is_file():
+    for suffix in (language, iso_639_1(language)):
+        if (path := folder / f"{split}.{suffix}").is_file():
             return text_lines(path, count, index)
     return [None] * count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, first_file, name_of, split_file, table, text_of, utterances
+from gdps_ds.data.corpora.files import NO_AUDIO, Pair, first_file, iso_639_1, name_of, split_file, table, text_of, utterances
 from gdps_ds.data.manifest import Utterance
 
 ESTONIAN = Pair("est", "eng")
@@ -27,8 +27,7 @@ def read_taltech(root: Path, split: str) -> Iterator[Utterance]:
 def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
     """CoVoST 2: ``covost_v2.<pair>.<split>.tsv`` or ``<split>.tsv`` (path, sentence, translation) and ``clips/*.mp3``.
 
-    In the name the pair is written as CoVoST does, with ISO 639-1 codes: any that ends in ``.<split>.tsv`` is taken where
-    there is but one.
+    In the name the pair is written as Common Voice does, such as ``fr_en`` or ``sv-SE_en``.
     """
     prefix = f"covost2-{pair.source}-{pair.target}-{split}"
 
@@ -39,8 +38,8 @@ def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
         source, target = (text and text.replace('\\"', '"') for text in (text_of(row, "sentence"), text_of(row, "translation")))
         return Utterance(f"{prefix}-{_stem(name)}", first_file(clips), *pair, target, source)
 
-    tables = sorted(root.glob(f"covost_v2.*.{split}.tsv"))
-    path = tables[0] if len(tables) == 1 else split_file(root, split, "*.tsv")
+    tables = sorted(root.glob(f"covost_v2.{iso_639_1(pair.source)}*_{iso_639_1(pair.target)}*.{split}.tsv"))
+    path = tables[0] if tables else split_file(root, split, "*.tsv")
     yield from utterances(table(path, "path", "sentence"), parse, prefix, pair)
 
 
@@ -57,4 +56,4 @@ def read_gmu(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
 
 def _stem(name: str) -> str:
     """The path without its suffix as part of an id: files of one name in two folders differ."""
-    return "-".join(Path(name).with_suffix("").parts).removeprefix("/").removeprefix("-")
+    return name.removesuffix(Path(name).suffix).strip("/").replace("/", "-")

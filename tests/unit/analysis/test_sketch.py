@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdps_ds.analysis.sketch import SiteSketch, Sketches, fold_of, seed_of, random_projection, sites_of
+from gdps_ds.analysis.sketch import SiteSketch, Sketches, fold_of, random_projection, seed_of, sites_of
 
 K, ROWS, COLUMNS = 16, 40, 24
 

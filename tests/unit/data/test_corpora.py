@@ -63,8 +63,8 @@ def test_manifests_are_a_layout(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_root_and_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="unknown corpus layout 'mustc'; known layouts: manifest, mboshi-french"):
-        read_corpus("mustc", tmp_path, "dev")
+    with pytest.raises(DataError, match="unknown corpus layout 'must-c'; known layouts: manifest, mboshi-french"):
+        read_corpus("must-c", tmp_path, "dev")
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         read_corpus("mboshi-french", tmp_path / "nowhere", "dev")
     make(tmp_path, train__a_txt="", dev__a_txt="")
