@@ -4,8 +4,8 @@
     python launchers/prepare.py --corpus demo --root data/demo
 
 The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>``, and
-<out>/<split>.report.json, which counts every skipped utterance by language and reason. Layouts that serve many languages
-take a pair of them: --corpus mustc:eng-deu.
+<out>/<split>.report.json, which counts every skipped utterance by language and reason, and those that
+other splits in <out> hold too. Layouts that serve many languages take a pair of them: --corpus mustc:eng-deu.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
-from gdps_ds.data.manifest import DataError, atomic_write, write_manifest
-from gdps_ds.data.preparation import prepare
+from gdps_ds.data.manifest import DataError, Utterance, atomic_write, read_manifest, write_manifest
+from gdps_ds.data.preparation import overlap, prepare
 
 DEMO = "demo"
 
@@ -50,14 +50,26 @@ def _prepare_split(options: argparse.Namespace) -> None:
         workers=options.workers,
         progress=sys.stderr.isatty(),
         require_text=not options.no_references,
+        too_long=options.too_long,
     )
     print(report.summary())
     with atomic_write(options.out / f"{options.split}.report.json") as file:
-        json.dump(report.to_dict(), file, indent=2, ensure_ascii=False)
+        contents = {"languages": report.to_dict(), "overlap": _overlaps(kept, options.out, options.split)}
+        json.dump(contents, file, indent=2, ensure_ascii=False)
     report.require(options.languages or report.languages)
     manifest = options.out / f"{options.split}.jsonl"
     write_manifest(manifest, kept)
     print(f"wrote {len(kept)} utterances to {manifest}")
+
+
+def _overlaps(kept: Sequence[Utterance], folder: Path, split: str) -> dict[str, int]:
+    """Utterances that the splits prepared before hold too, by split."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.stem != split and (count := overlap(kept, read_manifest(path))):
+            found[path.stem] = count
+            print(f"{count} of them are in split {path.stem} too")
+    return found
 
 
 def _build_demo(options: argparse.Namespace) -> None:
@@ -78,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
     parser.add_argument("--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s")
     parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")
+    parser.add_argument("--too-long", choices=["skip", "cut"], default="skip", help="what happens to those (default: skip)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
     parser.add_argument("--no-references", action="store_true", help="keep utterances that have no translation")
     return parser

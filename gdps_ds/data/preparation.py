@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from gdps_ds.data.audio import SAMPLE_RATE, AudioError, read_segment
 from gdps_ds.data.features import frames_of
@@ -32,6 +33,9 @@ class LanguageReport:
         kept: utterances that can be used.
         seconds: their audio.
         cut: those among them whose file ends before their segment does.
+        shortened: those among them that were too long and lost their end.
+        unreferenced: those among them that have no translation.
+        lengths: whole seconds -> utterances kept.
         skipped: reason -> utterances that cannot be used; reasons are constants here and in ``audio``.
         examples: reason -> the first few ids.
         sample_rates: native rate in Hz -> utterances kept. channels: native channels -> utterances kept.
@@ -40,6 +44,9 @@ class LanguageReport:
     kept: int = 0
     seconds: float = 0.0
     cut: int = 0
+    shortened: int = 0
+    unreferenced: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     sample_rates: Counter[int] = field(default_factory=Counter)
@@ -51,10 +58,13 @@ class LanguageReport:
         if len(examples) < EXAMPLES:
             examples.append(utterance.id)
 
-    def keep(self, decoded: _Decoded) -> None:
+    def keep(self, utterance: Utterance, decoded: _Decoded) -> None:
         self.kept += 1
+        self.unreferenced += not (utterance.target_text or "").strip()
+        self.lengths[int(decoded.seconds)] += 1
         self.seconds += decoded.seconds
         self.cut += decoded.cut
+        self.shortened += decoded.shortened
         self.sample_rates[decoded.native_rate] += 1
         self.channels[decoded.channels] += 1
 
@@ -63,6 +73,9 @@ class LanguageReport:
             "kept": self.kept,
             "hours": round(self.seconds / 3600, 4),
             "cut": self.cut,
+            "shortened": self.shortened,
+            "unreferenced": self.unreferenced,
+            "lengths": {str(seconds): count for seconds, count in sorted(self.lengths.items())},
             "skipped": dict(self.skipped.most_common()),
             "examples": self.examples,
             "sample_rates": {str(rate): count for rate, count in sorted(self.sample_rates.items())},
@@ -93,6 +106,8 @@ class PreparationReport:
                 f"{language:<10}{report.kept:>9}{report.seconds / 3600:>9.2f}{report.skipped.total():>9}{report.cut:>7}"
                 f"  {', '.join(audio) or '-'}"
             )
+            notes = {"shortened to the longest that is allowed": report.shortened, "without a translation": report.unreferenced}
+            lines += [f"{'':<10}{count:>27}  kept, but {note}" for note, count in notes.items() if count]
             for reason, count in report.skipped.most_common():
                 lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
         return "\n".join(lines)
@@ -120,16 +135,18 @@ def prepare(
     workers: int = 0,
     progress: bool = False,
     require_text: bool = True,
+    too_long: Literal["skip", "cut"] = "skip",
 ) -> tuple[list[Utterance], PreparationReport]:
     """Sort out what cannot be used, and fill in true durations.
 
     Args:
         languages: source languages that are kept; None keeps all.
         min_seconds: shorter utterances are skipped.
-        max_seconds: longer utterances are skipped.
+        max_seconds: longer utterances are skipped, or cut to this.
         workers: decoding processes; the result does not depend on it.
         require_text: skip utterances without a translation; False is for decoding without references.
         progress: show a bar on stderr.
+        too_long: ``cut`` keeps the beginning of what is too long, though its translation is of all of it.
 
     Returns:
         The usable utterances in their order, durations being whole samples at 16 kHz, and the report of all.
@@ -142,7 +159,7 @@ def prepare(
     report = PreparationReport()
     checked = list(_checked(utterances, languages, require_text))
     decoded = map_in_order(
-        partial(_decode, min_seconds=min_seconds, max_seconds=max_seconds),
+        partial(_decode, min_seconds=min_seconds, max_seconds=max_seconds, shorten=too_long == "cut"),
         [utterance for utterance, fault in checked if fault is None],
         workers=workers,
         progress=progress,
@@ -154,15 +171,31 @@ def prepare(
         if isinstance(outcome, str):
             report.of(utterance.source_lang).skip(utterance, outcome)
         else:
-            report.of(utterance.source_lang).keep(outcome)
+            report.of(utterance.source_lang).keep(utterance, outcome)
             kept.append(replace(utterance, duration=outcome.seconds))
     return kept, report
+
+
+def overlap(utterances: Iterable[Utterance], others: Iterable[Utterance]) -> int:
+    """How many utterances come from the same place of the same file as one of ``others``, or are the same sentence.
+
+    A sentence is the same where transcript and translation are, as far as they are known.
+    """
+    known = {mark for other in others for mark in _marks(other)}
+    return sum(not known.isdisjoint(_marks(utterance)) for utterance in utterances)
+
+
+def _marks(utterance: Utterance) -> list[tuple[object, ...]]:
+    """What makes two utterances of two splits the same."""
+    texts = (utterance.source_text or "", utterance.target_text or "")
+    return [(utterance.audio, utterance.offset), *([texts] if any(texts) else [])]
 
 
 @dataclass(frozen=True)
 class _Decoded:
     seconds: float
     cut: bool
+    shortened: bool
     native_rate: int
     channels: int
 
@@ -186,7 +219,7 @@ def _checked(
             yield utterance, None
 
 
-def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float) -> _Decoded | str:
+def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float, shorten: bool) -> _Decoded | str:
     """Decode one utterance; a string is the reason why it cannot be used."""
     asked = utterance.duration
     # No more than it takes to see that it is too long: a segment without an end may lie in a talk of hours.
@@ -198,6 +231,9 @@ def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float) -> 
     seconds = len(segment.samples) / SAMPLE_RATE
     if seconds < min_seconds or frames_of(seconds) == 0:
         return TOO_SHORT
-    if seconds > max_seconds:
+    longer = seconds > max_seconds
+    if longer and not shorten:
         return TOO_LONG
-    return _Decoded(seconds, asked is not None and asked - seconds > CUT_TOLERANCE, segment.native_rate, segment.channels)
+    ends_early = not longer and asked is not None and asked - seconds > CUT_TOLERANCE
+    kept = math.floor(max_seconds * SAMPLE_RATE) / SAMPLE_RATE if longer else seconds
+    return _Decoded(kept, ends_early, longer, segment.native_rate, segment.channels)

@@ -2,14 +2,14 @@
 
 The order of the global micro-batches is a pure function of the corpus and the settings. An update takes the next
 ``train.micro_batches`` of them and rank r of W works on every W-th, so 1, 2 or 4 ranks make the same updates, and a
-run resumes from a :class:`Position` without replaying anything.
+run resumes from a :class:`Position` without replaying anything: of an epoch of millions, only one chunk is ever sorted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -23,38 +23,10 @@ Indices = NDArray[np.int64]
 LENGTH_JITTER = 0.1
 """Lengths are sorted after stretching each by up to this share: neighbours change between epochs, padding hardly."""
 
-_CYCLE, _EPOCH = 0, 1  # keep the seeds of the two kinds of draws apart
+CHUNK = 2**17
+"""Draws that are sorted by length together: enough for batches of like lengths, and quick to sort."""
 
-
-def epoch_batches(
-    lengths: NDArray[np.integer],
-    languages: NDArray[np.integer],
-    *,
-    seed: int,
-    epoch: int,
-    temperature: float,
-    max_frames: int,
-    max_utterances: int,
-) -> list[Indices]:
-    """The micro-batches of one epoch, in order: arrays of utterance indices.
-
-    An epoch has as many draws as there are utterances. At temperature 1 every utterance is drawn once.
-
-    Args:
-        lengths: (N,) frames of each utterance.
-        languages: (N,) language index of each utterance.
-        temperature: language l gets draws in proportion to n_l ** (1 / temperature).
-        max_frames: a batch's longest utterance times its count stays within this.
-
-    Raises:
-        DataError: no utterances, an empty utterance, or one that does not fit into ``max_frames``.
-    """
-    _check(lengths, max_frames, max_utterances)
-    drawn = draw(languages, seed=seed, epoch=epoch, temperature=temperature)
-    random = np.random.default_rng([seed, _EPOCH, epoch])
-    stretched = lengths[drawn] * (1.0 + LENGTH_JITTER * random.random(len(drawn)))
-    batches = _cut(drawn[np.argsort(stretched, kind="stable")], lengths, max_frames, max_utterances)
-    return [batches[number] for number in random.permutation(len(batches))]
+_CYCLE, _CHUNK = 0, 1  # keep the seeds of the two kinds of draws apart
 
 
 def length_batches(lengths: NDArray[np.integer], *, max_frames: int, max_utterances: int) -> list[Indices]:
@@ -63,36 +35,62 @@ def length_batches(lengths: NDArray[np.integer], *, max_frames: int, max_utteran
     return _cut(np.argsort(-lengths.astype(np.int64), kind="stable"), lengths, max_frames, max_utterances)
 
 
-def draw(languages: NDArray[np.integer], *, seed: int, epoch: int, temperature: float) -> Indices:
-    """The utterances of an epoch, grouped by language: (N,) indices.
+class Draws:
+    """The utterances of every epoch, a chunk at a time; an epoch has as many draws as there are utterances.
 
-    Each language is an endless chain of fresh permutations, of which an epoch takes the next stretch. So a language
-    comes round completely before an utterance repeats, however few or many draws an epoch gives it.
+    Each language is an endless chain of fresh permutations, of which an epoch takes the next stretch, and a chunk of the
+    epoch its even share. So a language comes round completely before an utterance repeats, however few or many draws an
+    epoch gives it; at temperature 1 every utterance is drawn once an epoch.
+
+    Args:
+        languages: (N,) language index of each utterance.
+        temperature: language l gets draws in proportion to n_l ** (1 / temperature).
     """
-    counts = np.bincount(languages)
-    quotas = _quotas(counts, temperature)
-    pools = np.split(np.argsort(languages, kind="stable"), np.cumsum(counts)[:-1])
-    return np.concatenate(
-        [
-            _stretch(pool, start=epoch * quota, count=quota, seed=(seed, _CYCLE, language))
-            for language, (pool, quota) in enumerate(zip(pools, quotas.tolist(), strict=True))
+
+    def __init__(self, languages: NDArray[np.integer], *, seed: int, temperature: float) -> None:
+        counts = np.bincount(languages)
+        self.chunks = -(-len(languages) // CHUNK)
+        self._quotas: list[int] = _quotas(counts, temperature).tolist()
+        pools = [np.flatnonzero(languages == language) for language in range(len(counts))]
+        self._sizes = [pool.size for pool in pools]
+        # Two of each, because a chunk may straddle them.
+        self._permutations = [
+            lru_cache(maxsize=2)(partial(_permutation, pool, seed, language)) for language, pool in enumerate(pools)
         ]
-    )
+
+    def chunk(self, epoch: int, number: int) -> Indices:
+        """The utterances of one of an epoch's ``chunks``, grouped by language."""
+        parts = [np.empty(0, dtype=np.int64)]
+        for language, (quota, size) in enumerate(zip(self._quotas, self._sizes, strict=True)):
+            start = epoch * quota + quota * number // self.chunks
+            stop = epoch * quota + quota * (number + 1) // self.chunks
+            for cycle in range(start // max(size, 1), -(-stop // max(size, 1))):
+                first = cycle * size
+                parts.append(self._permutations[language](cycle)[max(start - first, 0) : stop - first])
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """The next global micro-batch of a run: number ``batch`` of ``epoch``."""
+    """The next global micro-batch of a run: number ``batch`` of chunk ``chunk`` of ``epoch``."""
 
     epoch: int = 0
+    chunk: int = 0
     batch: int = 0
 
 
 class MicroBatches:
-    """The endless sequence of global micro-batches of a corpus; arguments as for :func:`epoch_batches`.
+    """The endless sequence of global micro-batches of a corpus.
 
-    Moving to any :class:`Position` costs at most one epoch's sort. Two epochs are kept, because an update may
-    straddle them.
+    Moving to any :class:`Position` costs a permutation of the corpus and the sort of one chunk.
+
+    Args:
+        lengths: (N,) frames of each utterance.
+        languages, seed, temperature: as for :class:`Draws`.
+        max_frames: a batch's longest utterance times its count stays within this.
+
+    Raises:
+        DataError: no utterances, an empty utterance, or one that does not fit into ``max_frames``.
     """
 
     def __init__(
@@ -106,21 +104,24 @@ class MicroBatches:
         max_utterances: int,
     ) -> None:
         _check(lengths, max_frames, max_utterances)
-        self._lengths = lengths
+        self._lengths, self._seed = lengths, seed
+        self._max_frames, self._max_utterances = max_frames, max_utterances
+        self._draws = Draws(languages, seed=seed, temperature=temperature)
+        # Two, because an update may straddle them.
+        self._batches_of = lru_cache(maxsize=2)(self._chunk)
 
-        @lru_cache(maxsize=2)
-        def batches_of(epoch: int) -> list[Indices]:
-            return epoch_batches(
-                lengths,
-                languages,
-                seed=seed,
-                epoch=epoch,
-                temperature=temperature,
-                max_frames=max_frames,
-                max_utterances=max_utterances,
-            )
+    def _chunk(self, epoch: int, number: int) -> list[Indices]:
+        drawn = self._draws.chunk(epoch, number)
+        random = np.random.default_rng([self._seed, _CHUNK, epoch, number])
+        stretched = self._lengths[drawn] * (1.0 + LENGTH_JITTER * random.random(len(drawn)))
+        order = drawn[np.argsort(stretched, kind="stable")]
+        batches = _cut(order, self._lengths, self._max_frames, self._max_utterances)
+        return [batches[number] for number in random.permutation(len(batches))]
 
-        self._batches_of = batches_of
+    def epoch(self, epoch: int) -> Iterator[Indices]:
+        """The micro-batches of one epoch, in order: arrays of utterance indices."""
+        for number in range(self._draws.chunks):
+            yield from self._batches_of(epoch, number)
 
     def advance(self, position: Position, count: int) -> Position:
         """The position ``count`` micro-batches later; always names a batch that exists.
@@ -128,31 +129,32 @@ class MicroBatches:
         Raises:
             DataError: ``position`` lies outside its epoch, so it comes from another corpus or another budget.
         """
-        epoch, batch = position.epoch, position.batch
-        if batch > len(self._batches_of(epoch)):
+        epoch, chunk, batch = position.epoch, position.chunk, position.batch
+        if chunk >= self._draws.chunks or batch > len(self._batches_of(epoch, chunk)):
             raise DataError(
-                f"batch {batch} of epoch {epoch} does not exist ({len(self._batches_of(epoch))} batches): the corpus, "
-                "data.max_frames, data.max_utterances or data.temperature changed since the checkpoint"
+                f"batch {batch} of chunk {chunk} of epoch {epoch} does not exist: the corpus, data.max_frames, "
+                "data.max_utterances or data.temperature changed since the checkpoint"
             )
         batch += count
-        while batch >= (size := len(self._batches_of(epoch))):
-            epoch, batch = epoch + 1, batch - size
-        return Position(epoch, batch)
+        while batch >= (size := len(self._batches_of(epoch, chunk))):
+            batch -= size
+            epoch, chunk = (epoch, chunk + 1) if chunk + 1 < self._draws.chunks else (epoch + 1, 0)
+        return Position(epoch, chunk, batch)
 
     def take(self, position: Position, count: int) -> list[Indices]:
         """The ``count`` global micro-batches from ``position`` on, across epochs where need be."""
         taken: list[Indices] = []
         while len(taken) < count:
             position = self.advance(position, 0)
-            piece = self._batches_of(position.epoch)[position.batch :][: count - len(taken)]
+            batches = self._batches_of(position.epoch, position.chunk)
+            piece = batches[position.batch : position.batch + count - len(taken)]
             taken += piece
             position = self.advance(position, len(piece))
         return taken
 
     def padding_waste(self, epoch: int = 0) -> float:
         """Share of an epoch's frames that is padding."""
-        batches = self._batches_of(epoch)
-        lengths = [self._lengths[batch] for batch in batches]
+        lengths = [self._lengths[batch] for batch in self.epoch(epoch)]
         return 1.0 - sum(int(part.sum()) for part in lengths) / sum(int(part.max()) * part.size for part in lengths)
 
 
@@ -216,13 +218,8 @@ def _quotas(counts: NDArray[np.integer], temperature: float) -> Indices:
     return quotas
 
 
-def _stretch(pool: Indices, *, start: int, count: int, seed: tuple[int, ...]) -> Indices:
-    """Elements ``start`` to ``start + count`` of the endless chain of permutations of ``pool``."""
-    if count == 0:
-        return pool[:0]
-    first, last = start // pool.size, (start + count - 1) // pool.size
-    chain = [np.random.default_rng([*seed, cycle]).permutation(pool) for cycle in range(first, last + 1)]
-    return np.concatenate(chain)[start - first * pool.size :][:count]
+def _permutation(pool: Indices, seed: int, language: int, cycle: int) -> Indices:
+    return np.random.default_rng([seed, _CYCLE, language, cycle]).permutation(pool)
 
 
 def _cut(order: Indices, lengths: NDArray[np.integer], max_frames: int, max_utterances: int) -> list[Indices]:

@@ -114,8 +114,10 @@ def load_description(path: Path) -> HubCorpus:
 
 def _load(root: Path, corpus: HubCorpus, split: str, name: str | None, columns: list[str]) -> Any:
     """The rows of a configuration with the named columns only, audio left encoded."""
-    import datasets  # takes seconds, which only this layout should pay
-
+    try:
+        import datasets  # takes seconds, which only this layout should pay
+    except ImportError as error:
+        raise DataError(f"corpus layout 'hub' needs the library datasets, which cannot be imported: {error}") from None
     local = root / corpus.path
     try:
         if (local / "dataset_dict.json").is_file():

@@ -15,7 +15,7 @@ import soundfile
 
 from gdps_ds.data import audio, preparation
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest, write_manifest
-from gdps_ds.data.preparation import PreparationReport, prepare
+from gdps_ds.data.preparation import PreparationReport, overlap, prepare
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared" / "data"
@@ -103,14 +103,28 @@ def test_the_number_of_processes_does_not_matter(corpus: list[Utterance]) -> Non
 
 
 def test_all_languages_and_missing_references_can_be_let_in(corpus: list[Utterance]) -> None:
-    kept, _ = prepare(corpus, languages=None, require_text=False, **LIMITS)
+    kept, report = prepare(corpus, languages=None, require_text=False, **LIMITS)
     assert {"blank", "none", "other"} <= {utterance.id for utterance in kept}
+    assert report.of("bem").unreferenced == 2
+    assert "2  kept, but without a translation" in report.summary()
 
 
 def test_a_usable_repetition_of_an_unusable_utterance_is_kept(corpus: list[Utterance]) -> None:
     good = corpus[0]
     kept, _ = prepare([replace(good, target_text=""), good], languages=None, **LIMITS)
     assert kept == [replace(good, duration=1.0)]
+
+
+def test_what_is_too_long_can_be_cut_instead(corpus: list[Utterance]) -> None:
+    kept, report = prepare(corpus, languages=["bem"], too_long="cut", min_seconds=0.1, max_seconds=2.00001)
+    assert {utterance.id: utterance.duration for utterance in kept if utterance.id in ("long", "talk")} == {
+        "long": 2.0,
+        "talk": 2.0,
+    }
+    assert (report.of("bem").shortened, report.of("bem").cut) == (2, 1)
+    assert preparation.TOO_LONG not in report.of("bem").skipped
+    assert "2  kept, but shortened" in report.summary()
+    assert prepare(kept, languages=["bem"], **LIMITS)[0] == kept
 
 
 def test_a_talk_of_hours_is_not_decoded_to_see_that_it_is_too_long(
@@ -138,6 +152,9 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
         "kept": 1,
         "hours": 0.0003,
         "cut": 0,
+        "shortened": 0,
+        "unreferenced": 0,
+        "lengths": {"1": 1},
         "skipped": {},
         "examples": {},
         "sample_rates": {"44100": 1},
@@ -189,8 +206,29 @@ def test_the_launcher_writes_manifest_and_report(
     assert main(options) == 0
     kept, report = prepare(corpus[:-1], languages=("bem", "est"), **LIMITS)
     assert read_manifest(tmp_path / "out" / "train.jsonl") == kept
-    assert json.loads((tmp_path / "out" / "train.report.json").read_text(encoding="utf-8")) == report.to_dict()
+    assert json.loads((tmp_path / "out" / "train.report.json").read_text(encoding="utf-8")) == {
+        "languages": report.to_dict(),
+        "overlap": {},
+    }
     assert report.summary() in capsys.readouterr().out
+
+
+def test_splits_that_share_utterances_are_told_of(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    same_place, same_text, other = (
+        replace(corpus[0], id="1", target_text="else"),
+        replace(corpus[2], id="2", source_text=None),
+        replace(corpus[2], id="3", target_text="new"),
+    )
+    assert overlap([same_place, same_text, other], [corpus[0]]) == 2
+    assert overlap([replace(other, target_text=None)], [replace(corpus[0], target_text=None)]) == 0
+    for split, utterances in (("train", corpus[:3]), ("dev", [same_place, same_text, other])):
+        write_manifest(tmp_path / "raw" / f"{split}.jsonl", utterances)
+        options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", split, "--out", str(tmp_path / "out")]
+        assert main(options) == 0
+    assert json.loads((tmp_path / "out" / "dev.report.json").read_text(encoding="utf-8"))["overlap"] == {"train": 3}
+    assert "3 of them are in split train too" in capsys.readouterr().out
 
 
 def test_the_launcher_ends_with_2_and_a_message_on_faults(

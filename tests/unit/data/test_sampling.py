@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from gdps_ds.data import sampling
 from gdps_ds.data.manifest import DataError
-from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, draw, epoch_batches, length_batches
+from gdps_ds.data.sampling import Draws, MicroBatches, Position, UpdateSampler, length_batches
 
 SETTINGS: dict[str, Any] = {"seed": 1, "temperature": 1.0, "max_frames": 300, "max_utterances": 8}
 
@@ -29,6 +31,23 @@ def corpus_of(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """As many utterances of each language as ``counts`` says, with lengths of 50 to 150 frames."""
     languages = np.repeat(np.arange(len(counts)), counts)
     return np.random.default_rng(0).integers(50, 150, len(languages)), languages
+
+
+def epoch_batches(lengths: np.ndarray, languages: np.ndarray, *, epoch: int, **options: Any) -> list[np.ndarray]:
+    return list(MicroBatches(lengths, languages, **options).epoch(epoch))
+
+
+def draw(languages: np.ndarray, *, seed: int, epoch: int, temperature: float) -> np.ndarray:
+    draws = Draws(languages, seed=seed, temperature=temperature)
+    return np.concatenate([draws.chunk(epoch, number) for number in range(draws.chunks)])
+
+
+@pytest.fixture(params=[sampling.CHUNK, 16], ids=["one chunk", "chunks of 16"], autouse=True, scope="module")
+def chunk_size(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Everything holds however many chunks an epoch has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "CHUNK", request.param)
+        yield request.param
 
 
 def listed(batches: list[np.ndarray]) -> list[list[int]]:
@@ -109,10 +128,10 @@ def test_batches_mix_languages_and_do_not_come_by_length() -> None:
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
 
 
-def test_padding_stays_low() -> None:
+def test_padding_stays_low(chunk_size: int) -> None:
     lengths = np.random.default_rng(0).gamma(3, 80, 5000).clip(10, 1500).astype(np.int32)
     batches = MicroBatches(lengths, np.zeros(5000, dtype=np.int64), **SETTINGS | {"max_frames": 3000})
-    assert batches.padding_waste() < 0.1
+    assert batches.padding_waste() < (0.1 if chunk_size > 16 else 0.3)
 
 
 def test_padding_waste_is_the_share_of_padded_frames() -> None:
@@ -172,9 +191,35 @@ def test_a_data_loader_takes_the_sampler() -> None:
 def test_positions_are_ordered_and_normal() -> None:
     batches = MicroBatches(np.full(4, 300), np.zeros(4, dtype=np.int64), **SETTINGS)
     assert batches.advance(Position(), 4) == Position(1, 0)
-    assert batches.advance(Position(0, 4), 0) == Position(1, 0)
-    assert batches.advance(Position(2, 3), 6) == Position(4, 1)
-    assert Position(0, 3) < Position(1, 0)
+    assert batches.advance(Position(0, 0, 4), 0) == Position(1, 0)
+    assert batches.advance(Position(2, 0, 3), 6) == Position(4, 0, 1)
+    assert Position(0, 1, 3) < Position(0, 2, 0) < Position(1, 0, 0)
+
+
+def test_the_share_of_each_language_is_even_over_an_epoch(chunk_size: int) -> None:
+    languages = corpus_of([40, 20])[1]
+    draws = Draws(languages, seed=1, temperature=1.0)
+    assert draws.chunks == -(-60 // chunk_size)
+    for number in range(draws.chunks):
+        counts = np.bincount(languages[draws.chunk(3, number)], minlength=2)
+        np.testing.assert_allclose(counts, [40 / draws.chunks, 20 / draws.chunks], atol=1)
+
+
+def test_a_late_position_is_reached_without_sorting_what_comes_before(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = MicroBatches(*corpus_of([400, 100]), **SETTINGS)
+    last = -(-500 // chunk_size) - 1
+    expected = MicroBatches(*corpus_of([400, 100]), **SETTINGS)
+    list(expected.epoch(7))
+    sorted_draws: list[int] = []
+    cut = sampling._cut
+
+    def counting(order: np.ndarray, *arguments: Any) -> list[np.ndarray]:
+        sorted_draws.append(order.size)
+        return cut(order, *arguments)
+
+    monkeypatch.setattr(sampling, "_cut", counting)
+    assert listed(batches.take(Position(7, last), 1)) == listed(expected.take(Position(7, last), 1))
+    assert sum(sorted_draws) <= 2 * chunk_size
 
 
 def test_length_batches_cover_everything_longest_first() -> None:
@@ -201,5 +246,7 @@ def test_faults_name_the_option() -> None:
     batches = MicroBatches(np.array([5, 5]), zeros, **SETTINGS)
     with pytest.raises(DataError, match=r"train\.micro_batches \(3\) must be a multiple of the world size \(2\)"):
         UpdateSampler(batches, Position(), updates=1, per_update=3, rank=0, world_size=2)
-    with pytest.raises(DataError, match=r"batch 7 of epoch 0 does not exist \(1 batches\).*data\.max_frames"):
-        batches.take(Position(0, 7), 1)
+    with pytest.raises(DataError, match=r"batch 7 of chunk 0 of epoch 0 does not exist: .*data\.max_frames"):
+        batches.take(Position(0, 0, 7), 1)
+    with pytest.raises(DataError, match=r"batch 0 of chunk 9 of epoch 0 does not exist"):
+        batches.take(Position(0, 9), 1)

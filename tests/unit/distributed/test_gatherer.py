@@ -257,3 +257,28 @@ def split(batch: Batch) -> list[Batch]:
             )
         )
     return rows
+
+
+def test_frozen_weights_are_mined_all_the_same(batches: list[Batch]) -> None:
+    """Only the gradient at the layer's output is read, and it flows on to whatever is trained below."""
+    frozen = tiny_model().eval()
+    for site in SITES:
+        frozen.get_submodule(site).requires_grad_(False)
+    left, right = gather(tiny_model().eval(), batches), gather(frozen, batches)
+    for site in SITES:
+        np.testing.assert_array_equal(right.sites[site].core, left.sites[site].core)
+
+
+def test_under_autocast_sums_are_kept_in_fp32(batches: list[Batch]) -> None:
+    """bf16 activations and gradients, three decimal digits; their sums agree with autograd's of the same pass to that."""
+    model, site = tiny_model().eval(), SITES[0]
+    gatherer = gatherer_of(model, (site,), exact=(site,))
+    with torch.autocast("cpu", dtype=torch.bfloat16), gatherer.attached():
+        for batch in batches:
+            gatherer.watch(batch.languages, batch.folds, batch.attention_mask, target_tokens(batch))
+            forward(model, batch).sum().backward()
+    sketches = gatherer.reduce(ALONE)
+    assert sketches.sites[site].core.dtype == np.float64
+    for role, found in zip((INPUT_LINEAR, OUTPUT_LINEAR), gatherer.exact(site, ALONE), strict=True):
+        expected = model.get_submodule(site).get_submodule(role).weight.grad.double().numpy()
+        assert np.linalg.norm(found.sum(0) - expected) < 0.02 * np.linalg.norm(expected)
