@@ -37,8 +37,8 @@ FFT = 512
 LOWEST_HERTZ = 20.0
 ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 VARIANCE_FLOOR = 1e-7
-BLOCK = 128
-"""Windows at a time: memory of this size stays in the process and in its cache, which makes up a third of the speed."""
+BLOCK = 64
+"""Windows at a time: memory of this size stays in the cache, which makes up a third of the speed."""
 REVISION = 2
 """Raised whenever :func:`log_mel` gives other numbers, so that stores of older ones are built again."""
 
@@ -57,11 +57,8 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if frames_of_samples(len(waveform)) == 0:
         raise DataError(f"{len(waveform)} samples at {SAMPLE_RATE} Hz are too short for one frame; raise data.min_seconds")
-    samples, filters = torch.from_numpy(waveform), _mel_filters()
-    starts = range(0, len(samples) - WINDOW + 1, BLOCK * HOP)
     with _one_thread():
-        energies = [_power_spectrum(samples[start : start + (BLOCK - 1) * HOP + WINDOW]) @ filters for start in starts]
-        mel = torch.cat(energies).clamp_(min=ENERGY_FLOOR).log_()
+        mel = _mel_energies(torch.from_numpy(waveform)).clamp_(min=ENERGY_FLOOR).log_()
         mel -= mel.mean(0)
         mel /= (mel.square().sum(0) / (len(mel) - 1) + VARIANCE_FLOOR).sqrt()
     normal: NDArray[np.float32] = mel[: len(mel) // STACKED * STACKED].reshape(-1, FEATURES).numpy()
@@ -79,8 +76,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _power_spectrum(waveform: Tensor) -> Tensor:
-    """(samples,) in [-1, 1] -> (windows, 257) float32.
+def _mel_energies(waveform: Tensor) -> Tensor:
+    """(samples,) in [-1, 1] -> (windows, 80) float32.
 
     Double precision up to the spectrum: a bin may hold 1e-12 of its window's energy (above 4 kHz in telephone speech,
     say), which is below the rounding noise of a float32 transform, and normalisation scales every bin to the same size.
@@ -89,15 +86,20 @@ def _power_spectrum(waveform: Tensor) -> Tensor:
     once for all its windows, which leaves 0.03 of the mean to remove. The first sample of a window needs no care, for the
     window's shape is zero there; nor does its place, for the power does not depend on it.
     """
-    samples = waveform.double()
-    filtered = torch.sub(samples[1:], samples[:-1], alpha=PREEMPHASIS).unfold(0, WINDOW - 1, HOP)
+    samples, shape, filters = waveform.double(), _scaled_window(), _mel_filters()
+    filtered = torch.sub(samples[1:], samples[:-1], alpha=PREEMPHASIS).unfold(0, len(shape), HOP)
     mean = samples.unfold(0, WINDOW, HOP).mean(1, keepdim=True)
-    padded = samples.new_empty(len(mean), FFT)
-    torch.sub(filtered, mean, alpha=1.0 - PREEMPHASIS, out=padded[:, : WINDOW - 1])
-    padded[:, : WINDOW - 1] *= _scaled_window()
-    padded[:, WINDOW - 1 :] = 0.0
-    squares = torch.view_as_real(torch.fft.rfft(padded)).float().square_()
-    return squares[..., 0] + squares[..., 1]
+    energies = torch.empty(len(mean), MEL_BINS, dtype=torch.float32)
+    padded = samples.new_zeros(BLOCK, FFT)
+    for start in range(0, len(mean), BLOCK):
+        stop = min(start + BLOCK, len(mean))
+        block = padded[: stop - start]
+        windows = block[:, : len(shape)]
+        torch.sub(filtered[start:stop], mean[start:stop], alpha=1.0 - PREEMPHASIS, out=windows)
+        windows *= shape
+        squares = torch.view_as_real(torch.fft.rfft(block)).float().square_()
+        torch.mm(squares[..., 0] + squares[..., 1], filters, out=energies[start:stop])
+    return energies
 
 
 @lru_cache(maxsize=1)

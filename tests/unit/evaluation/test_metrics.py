@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gdps_ds.evaluation.decoding import rank_share
+from gdps_ds.evaluation.metrics import NORMALISERS, score, score_languages, signatures
+
+TEXT = "Don't stop — it's 5 o'clock, (really)! well-known «quote» # 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none", TEXT),
+        ("shared-task", "don't stop — it's 5 o'clock really well-known «quote» 1"),
+        ("gmu", "dont stop its 5 oclock really wellknown quote 1"),
+        ("gdps", "dont stop its 5 oclock really wellknown quote 1"),
+    ],
+)
+def test_the_published_normalisers(name: str, expected: str) -> None:
+    """Apostrophes and hyphens stay in the shared task's; GMU's strips category P and the authors' what is no word."""
+    assert NORMALISERS[name](TEXT) == expected
+
+
+def test_the_two_strictest_normalisers_differ_in_symbols() -> None:
+    """A plus sign is a symbol (Sm), no punctuation; an underscore is punctuation (Pc), and a word character."""
+    assert (NORMALISERS["gmu"]("a + b_c"), NORMALISERS["gdps"]("a + b_c")) == ("a + bc", "a b_c")
+
+
+def test_perfect_and_hopeless_translations() -> None:
+    references = ["the cat sat on the mat", "a dog ran through the park"]
+    assert score(references, references, "none") == {"BLEU": pytest.approx(100), "chrF++": pytest.approx(100), "TER": 0}
+    worst = score(["zzz qqq", "vvv"], references, "none")
+    assert worst["BLEU"] < 1 and worst["chrF++"] < 5 and worst["TER"] == 100
+
+
+def test_bleu_is_pinned() -> None:
+    """One error in six words: p1 = 5/6, p2 = 4/5, p3 = 3/4, p4 = 2/3, no brevity penalty: (1/3) ** (1/4) = 75.98."""
+    assert score(["the cat sat on the rug"], ["the cat sat on the mat"], "none")["BLEU"] == pytest.approx(75.98, abs=0.01)
+
+
+def test_normalisation_comes_before_scoring() -> None:
+    assert score(["The cat, sat on the mat!"], ["the cat sat on the mat"], "none")["BLEU"] < 60
+    assert score(["The cat, sat on the mat!"], ["the cat sat on the mat"], "gmu")["BLEU"] == pytest.approx(100)
+
+
+def test_signatures_name_metric_settings_and_normaliser() -> None:
+    found = signatures("gmu")
+    assert found["BLEU"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert "nw:2" in found["chrF++"]
+    assert all(signature.endswith("|norm:gmu") for signature in found.values())
+
+
+def test_the_mean_is_over_languages_not_sentences() -> None:
+    scores = score_languages(
+        {"aeb": ["the cat sat on the mat"] * 9, "bem": ["zzz qqq vvv www"]},
+        {"aeb": ["the cat sat on the mat"] * 9, "bem": ["a dog ran off"]},
+        "none",
+    )
+    assert scores["mean"]["TER"] == pytest.approx((0 + 100) / 2)
+
+
+@pytest.mark.parametrize(("hypotheses", "references"), [([], []), (["a"], ["a", "b"])])
+def test_missing_translations_are_never_scored(hypotheses: list[str], references: list[str]) -> None:
+    with pytest.raises(ValueError, match="hypotheses for"):
+        score(hypotheses, references, "none")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_every_batch_counts_once_and_ranks_go_in_step(count: int, world_size: int) -> None:
+    batches = [np.array([number]) for number in range(count)]
+    shares = [list(rank_share(batches, rank, world_size)) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(indices[0] for share in shares for indices, real in share if real) == list(range(count))

@@ -1,0 +1,115 @@
+"""What the loop is made of: schedule, losses, run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
+from gdps_ds.config_file import ConfigError, load_config
+from gdps_ds.distributed.comm import Communicator, RankZeroError
+from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
+from gdps_ds.model.surgery import split_model
+from gdps_ds.training.loss import utterance_losses
+from gdps_ds.training.run_dir import open_run_dir
+from gdps_ds.training.schedule import decay, hyperparameters
+from gdps_ds.training.trainer import LanguageLosses
+from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
+from tests.unit.reporting.test_tracking import config
+
+ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+
+
+def test_warm_up_then_inverse_square_root() -> None:
+    """warmup 4: 1/4 at update 1, the peak at 4, half of it at 4 * 4 = 16."""
+    assert [decay(update, 4) for update in (1, 2, 4, 16)] == [0.25, 0.5, 1.0, 0.5]
+    assert decay(7, 0) == 1.0
+
+
+def test_private_lanes_have_their_own_rates() -> None:
+    phase = SpecialiseConfig(updates=9, lr=1e-3, warmup=2, weight_decay=0.1, private_lr=4e-3, private_weight_decay=0.0)
+    rates = hyperparameters(phase, 1)
+    assert rates["trunk"] == rates["sites"] == {"lr": 5e-4, "weight_decay": 0.1}
+    assert rates["private"] == {"lr": 2e-3, "weight_decay": 0.0}
+    assert hyperparameters(PhaseConfig(updates=9, lr=1e-3), 1)["private"] == {"lr": 1e-3, "weight_decay": 0.0}
+
+
+def test_utterance_losses_are_transformers_loss_in_sums() -> None:
+    batch = random_batch(0)
+    logits = torch.randn(*batch.labels.shape, 60)
+    losses = utterance_losses(logits, batch, 0.1)
+    mean = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), label_smoothing=0.1)
+    assert losses.shape == (4,)
+    torch.testing.assert_close(losses.sum() / batch.target_tokens, mean)
+
+
+def test_losses_are_means_over_tokens_by_language() -> None:
+    batch = random_batch(0)
+    losses = LanguageLosses(LANGUAGES, ALONE)
+    values = torch.arange(1.0, 5.0)
+    assert losses.add(batch, values) == 10
+    tokens = (batch.labels >= 0).sum(1)
+    reduced = losses.reduce("a test")
+    assert reduced["loss"]["bem"] == pytest.approx(2 / int(tokens[1]))
+    assert reduced["loss"]["all"] == pytest.approx(10 / int(tokens.sum()))
+    assert reduced["seen"] == {"tokens": int(tokens.sum()), "utterances": 4}
+
+
+def test_a_loss_that_is_not_finite_names_its_language() -> None:
+    losses = LanguageLosses(LANGUAGES, ALONE)
+    losses.add(random_batch(0), torch.tensor([1.0, float("nan"), 1.0, 1.0]))
+    with pytest.raises(FloatingPointError, match=r"not finite by update 3 of unified \(bem\); lower train"):
+        losses.reduce("update 3 of unified")
+
+
+def test_the_trunk_is_grouped_apart_from_what_may_be_split() -> None:
+    model = tiny_model()
+    split_model(model, tiny_plan(), LANGUAGES, seed=1)
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, SITES)}
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(".private." in named[id(parameter)] for parameter in groups["private"]) and len(groups["private"]) == 6
+    assert len(groups["sites"]) == 8
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_ranks_must_be_able_to_share_an_update() -> None:
+    assert accumulation_steps(tiny_train(micro_batches=6), 3) == 2
+    with pytest.raises(ValueError, match=r"train\.micro_batches is 6, which 4 ranks cannot share"):
+        accumulation_steps(tiny_train(micro_batches=6), 4)
+    assert runtime_settings({"zero_optimization": {"stage": 2}}, tiny_train(4), 2)["gradient_accumulation_steps"] == 2
+
+
+def test_rank_zero_errors_reach_everybody() -> None:
+    def fail() -> None:
+        raise KeyError("plan")
+
+    with pytest.raises(RankZeroError, match="KeyError: 'plan'"):
+        ALONE.from_main(fail)
+    assert ALONE.from_main(lambda: 3) == 3
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> Config:
+    (tmp_path / "zero.json").write_text("{}")
+    return config(tmp_path / "run").model_copy(update={"deepspeed": str(tmp_path / "zero.json")})
+
+
+def test_the_run_directory_keeps_the_configuration(run_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_run_dir(run_config)
+    open_run_dir(run_config)
+    assert load_config(Path(run_config.run.dir) / "config.yaml") == run_config
+
+
+def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
+    open_run_dir(run_config)
+    tracked = run_config.model_copy(update={"track": run_config.track.model_copy(update={"wandb": True})})
+    open_run_dir(tracked)
+    other = run_config.model_copy(update={"train": run_config.train.model_copy(update={"clip_norm": 3.0})})
+    with pytest.raises(ConfigError, match=r"train\.clip_norm: 3\.0 now, 1\.0 in config\.yaml"):
+        open_run_dir(other)
+    never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
+    with pytest.raises(ConfigError, match=r"run\.resume is never, but run\.dir holds a run"):
+        open_run_dir(never)
