@@ -54,7 +54,8 @@ class DataConfig(Section):
     languages: tuple[Language, ...] = Field(min_length=1, description="source languages, ISO 639-3")
     corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
     min_seconds: Positive = Field(0.1, description="shorter utterances are skipped and counted")
-    max_seconds: Positive = Field(30.0, description="longer utterances are skipped and counted")
+    max_seconds: Positive = Field(30.0, description="longest utterance")
+    too_long: Literal["skip", "cut"] = Field("skip", description="longer utterances are left out or cut, and counted")
     temperature: Annotated[float, Field(ge=1.0)] = Field(
         1.0, description="language l is drawn in proportion to n_l ** (1 / temperature); 1 keeps the corpus as it is"
     )

@@ -68,6 +68,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, progress: bool) -
         languages=data.languages,
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
+        too_long=data.too_long,
         workers=data.workers,
         progress=progress,
     )
@@ -86,7 +87,7 @@ def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
 
 def _key(data: DataConfig, role: str) -> str:
     """What the prepared manifest depends on."""
-    fields = {"languages", "corpora", "min_seconds", "max_seconds"}
+    fields = {"languages", "corpora", "min_seconds", "max_seconds", "too_long"}
     return hashlib.sha256((role + data.model_dump_json(include=fields)).encode()).hexdigest()
 
 

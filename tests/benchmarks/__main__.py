@@ -8,10 +8,16 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import mining, split
+from tests.benchmarks import data, features, mining, sampler, split
 from tests.launch import ROOT
 
-BENCHES: dict[str, Callable[[], dict[str, float]]] = {"mining": mining.measure, "split": split.measure}
+BENCHES: dict[str, Callable[[], dict[str, float]]] = {
+    "data": data.measure,
+    "features": features.measure,
+    "mining": mining.measure,
+    "sampler": sampler.measure,
+    "split": split.measure,
+}
 
 
 def main() -> None:
