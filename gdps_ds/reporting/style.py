@@ -103,5 +103,5 @@ def layers_of(sites: Sequence[str]) -> dict[str, tuple[str, int]]:
         found[name] = (tuple("*" if index in numbers[-1:] else part for index, part in enumerate(parts)), layer)
     kinds = {kind for kind, _ in found.values()}
     shortest = min(len(kind) for kind in kinds) - 1
-    skipped = min(len(commonprefix(list(kinds))), shortest)
+    skipped = min(len(commonprefix(list(kinds))), shortest)  # noqa: RUF071  (of tuples of name parts, not of paths)
     return {name: (".".join(kind[skipped:]), layer) for name, (kind, layer) in found.items()}
