@@ -40,7 +40,8 @@ def mine(comm: Communicator, settings: Path, case: str) -> GradientGatherer:
         mine_in_training(engine, MiningWindow(gatherer, 0, 1), batches(case), train.micro_batches)
     else:
         with gatherer.attached():
-            for batch in batches(case)[comm.rank :: comm.world_size]:
+            share = slice(comm.rank, None, comm.world_size) if case != "empty" else slice(None if comm.is_main else 0)
+            for batch in batches(case)[share]:
                 mine_batch(engine, gatherer, batch, 0.1)
         assert all(parameter.requires_grad for parameter in engine.module.parameters())
         assert all(parameter.grad is None for parameter in engine.module.parameters())

@@ -14,6 +14,7 @@ from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
 from gdps_ds.model.surgery import split_model
 from gdps_ds.training.loss import utterance_losses
+from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.schedule import decay, hyperparameters
 from gdps_ds.training.trainer import LanguageLosses
@@ -80,6 +81,11 @@ def test_ranks_must_be_able_to_share_an_update() -> None:
     with pytest.raises(ValueError, match=r"train\.micro_batches is 6, which 4 ranks cannot share"):
         accumulation_steps(tiny_train(micro_batches=6), 4)
     assert runtime_settings({"zero_optimization": {"stage": 2}}, tiny_train(4), 2)["gradient_accumulation_steps"] == 2
+
+
+def test_a_window_of_training_is_mined_every_so_often() -> None:
+    window = MiningWindow(gatherer=None, first=4, every=3)
+    assert [update for update in range(1, 12) if window.covers(update)] == [5, 8, 11]
 
 
 def test_rank_zero_errors_reach_everybody() -> None:
