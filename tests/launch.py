@@ -20,12 +20,13 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """One thread a rank, and the repository on the path of the rank programs in ``tests``."""
+    """One thread a rank, the repository on the path of the rank programs in ``tests``, and every step on the bars."""
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "WANDB_MODE": "offline",
         "DS_ACCELERATOR": "cpu",
+        "TQDM_MININTERVAL": "0",
     }
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import adjusted_rand_score
 
 from gdps_ds.analysis.planner import make_plan
 from gdps_ds.analysis.sketch import HALVES, SiteSketch, Sketches
 from gdps_ds.config import PlanConfig
-from gdps_ds.plan import SharingPlan, SitePlan
+from gdps_ds.plan import SharingPlan
 
 
 def half_of(sketches: Sketches, half: int) -> Sketches:
     """The sketches of every second fold (fold modulo 2 = ``half``), as if nothing else had been mined.
 
     There is one neuron sketch of these folds, which stands in both places of the pair: its noise then stays in the
-    conflict of single neurons, so that lanes over halves agree less than the noise-free ones would.
+    conflict of single neurons, and the lanes are somewhat worse than from as much data in two halves.
     """
     chosen = slice(half, None, HALVES)
     tokens = sketches.tokens[:, chosen]
@@ -49,8 +50,14 @@ def groups_agree(first: SharingPlan, second: SharingPlan) -> float:
     return float(adjusted_rand_score(*labels))
 
 
-def shared_overlap(first: SitePlan, second: SitePlan) -> tuple[float, float]:
-    """Share of the smaller shared lane that also lies in the other's, and what two random lanes would have."""
-    common = len(set(first.shared) & set(second.shared))
-    smaller, larger = sorted((len(first.shared), len(second.shared)))
-    return common / smaller, larger / first.hidden
+def conflict_ratio(conflict: ArrayLike, shared: Sequence[int]) -> float:
+    """Conflict left in a shared lane, relative to what as many random neurons would leave: 0 is best, 1 is chance.
+
+    Two good lanes need not hold the same neurons, as those without conflict are equals.
+
+    Args:
+        conflict: (h,) of the hidden neurons.
+        shared: the neurons of the lane.
+    """
+    values = np.asarray(conflict, dtype=np.float64)
+    return float(values[list(shared)].mean() / values.mean())

@@ -23,6 +23,7 @@ from gdps_ds.reporting.style import (
     cell,
     colour_bar,
     colour_of,
+    group_name,
     layers_of,
     matrix_axes,
     panels,
@@ -56,7 +57,7 @@ def similarity_map(title: str, languages: Sequence[str], rho: Array, low: Array,
         spread = np.where(np.isfinite(low) & np.isfinite(high), high - low, np.nan)
     matrix_axes(axes, languages, languages)
     widths = axes.imshow(np.where(below.T, spread, np.nan), cmap="Purples", vmin=0, vmax=1)
-    values = axes.imshow(np.where(below, rho, np.nan), cmap="cividis", vmin=floor, vmax=1)
+    values = axes.imshow(np.where(below, rho, np.nan), cmap="viridis", vmin=floor, vmax=1)
     axes.imshow(np.where(np.eye(count, dtype=bool), 0.0, np.nan), cmap="Greys", vmin=0, vmax=1)
     if count <= ANNOTATED:
         for row, column in zip(*np.nonzero(below), strict=True):
@@ -162,8 +163,8 @@ def capacity_decision(capacity: Figures, hidden: int) -> Figure:
         if "shared_width" in capacity:
             axes.axhline(capacity["shared_width"] / hidden, color=INK, linewidth=1, linestyle=":")
     if "shared_width" in capacity:
-        taken = f"dotted, taken: {capacity['shared_width']} of {hidden} neurons"
-        left.set_title(f"{taken}\n\npublished thresholds", fontsize=TEXT + 1, loc="left")
+        taken = f"dotted: taken, {capacity['shared_width']} of {hidden} hidden neurons"
+        figure.suptitle(taken, fontsize=TEXT + 1, x=0.01, ha="left")
     return figure
 
 
@@ -173,7 +174,7 @@ def energy_shares(shares: Mapping[str, float], groups: Sequence[Sequence[str]], 
     owner = [index for index, group in enumerate(groups) for _ in group]
     step = 0.28 if len(languages) <= 40 else 0.15
     figure, (left, right) = panels(2, WIDE, max(2.0, 0.8 + step * len(languages)), width_ratios=(3, 2))
-    names = [" ".join(group) if len(group) <= 3 else f"{group[0]} + {len(group) - 1}" for group in groups]
+    names = [group_name(group) for group in groups]
     _shares(left, languages, [shares[language] for language in languages], [colour_of(index) for index in owner])
     _shares(right, names, group_shares, [colour_of(index) for index in range(len(groups))])
     left.axvline(1 / len(languages), color=INK, linewidth=1, linestyle=":")
@@ -188,7 +189,7 @@ def component_energies(energies: Mapping[str, Sequence[float]], languages: Seque
     step = 0.28 if len(languages) <= 40 else 0.1
     figure, (axes,) = panels(1, WIDE, max(2.0, 1.0 + step * len(languages)))
     matrix_axes(axes, languages, [str(component + 1) for component in range(values.shape[1])])
-    image = axes.imshow(values, cmap="cividis", vmin=0, aspect="auto")
+    image = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
     axes.set_xlabel("joint singular component, largest first", fontsize=TEXT)
     colour_bar(figure, image, axes, "share of a unit gradient's energy")
     return figure
@@ -203,8 +204,10 @@ def canonical_correlations(cca: Figures, names: Sequence[str], labels: Sequence[
         labels: the group of each name.
         title: of the figure.
     """
+    shown = [group_name(name.split("+")) for name in names]
     count = len(names)
-    figure, (left, right) = panels(2, WIDE, float(np.clip(0.6 + 0.28 * count, 3.2, 6.0)))
+    figure, axes = panels(1 if count == 2 else 2, NARROW if count == 2 else WIDE, float(np.clip(0.6 + 0.28 * count, 3.0, 6.0)))
+    left = axes[0]
     place = {name: index for index, name in enumerate(names)}
     common = np.full((count, count), np.nan)
     lines: dict[str, list[Array]] = {"within a group": [], "between groups": []}
@@ -223,12 +226,9 @@ def canonical_correlations(cca: Figures, names: Sequence[str], labels: Sequence[
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False, fontsize=TEXT)
     left.set_title(title, fontsize=TEXT + 1, loc="left")
-    matrix_axes(right, names, names)
-    right.imshow(common, cmap="cividis", vmin=0)
-    if count <= 2 * ANNOTATED:
-        for row, column in zip(*np.nonzero(np.isfinite(common)), strict=True):
-            _write(right, row, column, f"{common[row, column]:.0f}", dark=common[row, column] < np.nanmax(common) / 2)
-    right.set_title("directions in common", fontsize=TEXT + 1, loc="left")
+    if count > 2:
+        _counts(axes[1], common, shown)
+        axes[1].set_title("directions in common", fontsize=TEXT + 1, loc="left")
     return figure
 
 
@@ -242,10 +242,10 @@ def neuron_map(conflict: Array, energies: Array, lanes: Sequence[Sequence[int]],
         names: of the lanes.
     """
     figure, (left, right) = panels(2, WIDE, 3.6)
-    energy = energies.mean(axis=0)
+    energy, height = _floored(energies.mean(axis=0)), _floored(conflict)
     for index, (lane, name) in enumerate(zip(lanes, names, strict=True)):
         left.scatter(
-            *(energy[list(lane)], conflict[list(lane)]),
+            *(energy[list(lane)], height[list(lane)]),
             s=9,
             alpha=0.6,
             linewidths=0,
@@ -254,11 +254,10 @@ def neuron_map(conflict: Array, energies: Array, lanes: Sequence[Sequence[int]],
             label=name,
             rasterized=True,
         )
-    left.axhline(0, color=INK, linewidth=0.8)
-    left.set_xscale("asinh", linear_width=_scale(energy))
-    left.set_yscale("asinh", linear_width=_scale(conflict))
+    left.set_xscale("log")
+    left.set_yscale("log")
     left.set_xlabel("energy of the neuron (mean over groups)", fontsize=TEXT)
-    left.set_ylabel("conflict of the neuron", fontsize=TEXT)
+    left.set_ylabel("conflict of the neuron (bottom edge: about 0)", fontsize=TEXT)
     left.legend(frameon=False, fontsize=TEXT, markerscale=2)
     total, count = conflict.sum(), len(conflict)
     path = np.concatenate([[0.0], np.cumsum(np.sort(conflict))]) / total
@@ -304,9 +303,10 @@ def _shares(axes: Axes, names: Sequence[str], shares: Sequence[float], colours: 
     axes.barh(places, shares, color=colours, height=0.7)
     axes.set_yticks(places, names, fontsize=TEXT if len(names) <= 40 else 6)
     for place, share in zip(places, shares, strict=True):
-        axes.text(share, place, f" {share:.1%}", va="center", fontsize=SMALL if len(names) <= 40 else 6)
+        size = SMALL if len(names) <= 40 else 6
+        axes.text(0, place, f"  {share:.1%}", va="center", fontsize=size, color="white", fontweight="bold")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max(shares))
+    axes.set_xlim(0, 1.1 * max(shares))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
@@ -322,6 +322,15 @@ def _bundle(axes: Axes, lines: Array, label: str, colour: str, style: str) -> No
     axes.plot(directions, middle, color=colour, linestyle=style, linewidth=2, label=f"{label} (median, 90 % of pairs)")
 
 
-def _scale(values: Array) -> float:
-    """Where an asinh axis turns from linear to logarithmic: the median size; 1 where every value is 0."""
-    return float(np.median(np.abs(values))) or 1.0
+def _counts(axes: Axes, counts: Array, names: Sequence[str]) -> None:
+    """A (L, L) matrix of whole numbers, NaN on the diagonal."""
+    matrix_axes(axes, names, names, room=24)
+    axes.imshow(counts, cmap="viridis", vmin=0)
+    if len(names) <= 2 * ANNOTATED:
+        for row, column in zip(*np.nonzero(np.isfinite(counts)), strict=True):
+            _write(axes, row, column, f"{counts[row, column]:.0f}", dark=counts[row, column] < np.nanmax(counts) / 2)
+
+
+def _floored(values: Array) -> Array:
+    """Values for a logarithmic axis: what is not positive, or a thousandth of the largest, stands at that edge."""
+    return np.maximum(values, max(float(values.max()) / 1000, float(np.finfo(np.float64).tiny)))

@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, phase: str, total: int, start: int = 0, *, enabled: bool, ranks: int = 1) -> None:
         self._left = total - start
-        self._bar = tqdm(total=total, initial=start, desc=phase, unit="step", disable=not enabled, mininterval=1.0)
+        self._bar = tqdm(total=total, initial=start, desc=phase, unit="step", disable=not enabled)
         self._ranks = ranks
         self._utterances = 0
         self._seconds = 0.0

@@ -56,9 +56,9 @@ def tidy(axes: Axes) -> None:
     axes.tick_params(labelsize=TEXT)
 
 
-def matrix_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Name rows and columns of a matrix that ``imshow`` drew, without frame or tick marks."""
-    upright = sum(map(len, columns)) + len(columns) <= 44
+def matrix_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], room: int = 44) -> None:
+    """Name rows and columns of a matrix, without frame or tick marks; columns side by side if ``room`` letters hold them."""
+    upright = sum(map(len, columns)) + len(columns) <= room
     axes.set_xticks(range(len(columns)), columns, rotation=0 if upright else 90, fontsize=TEXT if len(columns) <= 40 else TINY)
     axes.set_yticks(range(len(rows)), rows, fontsize=TEXT if len(rows) <= 40 else TINY)
     axes.tick_params(length=0)
@@ -71,6 +71,11 @@ def colour_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
+
+
+def group_name(group: Sequence[str]) -> str:
+    """Its languages, or how many there are besides the first."""
+    return " ".join(group) if len(group) <= 3 else f"{group[0]} + {len(group) - 1}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
