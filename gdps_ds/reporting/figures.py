@@ -307,7 +307,7 @@ def _shares(axes: Axes, names: Sequence[str], shares: Sequence[float], colours: 
         axes.text(0, place, f"  {share:.1%}", va="center", fontsize=size, color="white", fontweight="bold")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * max(shares))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
 

@@ -109,15 +109,17 @@ def write_report(analysis: Analysis, folder: Path, name: str, applied: SharingPl
     for rule, plan in analysis.plans.items():
         plan.save(folder / f"plan-{rule}.json")
     sections = report_sections(analysis, applied)
-    encoded = {}
+    images = {}
     for picture in (picture for section in sections for picture in section.pictures):
         png = image_bytes(picture, "png")
         (folder / f"{picture.name}.png").write_bytes(png)
         (folder / f"{picture.name}.svg").write_bytes(image_bytes(picture, "svg"))
-        encoded[picture.name] = base64.b64encode(png).decode()
+        # Bytes 16 to 19 of a PNG are its width; a CSS pixel gets two of the image's.
+        width = int.from_bytes(png[16:20], "big") // 2
+        images[picture.name] = {"data": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
     template = files("gdps_ds.reporting").joinpath("plan_report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = environment.from_string(template).render(title=f"Sharing plan of {name}", sections=sections, encoded=encoded)
+    html = environment.from_string(template).render(title=f"Sharing plan of {name}", sections=sections, images=images)
     path = folder / REPORT
     path.write_text(html, encoding="utf-8")
     return path

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import data, features, mining, sampler, split
+from tests.benchmarks import data, features, mining, plan, sampler, split
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "data": data.measure,
     "features": features.measure,
     "mining": mining.measure,
+    "plan": plan.measure,
     "sampler": sampler.measure,
     "split": split.measure,
 }
