@@ -125,9 +125,10 @@ class Engine:
 
     def undo_scaling(self, global_tokens: float) -> float:
         """Factor from the gradients inside :meth:`backward` to those of the summed token loss."""
-        zero_scale = getattr(self.deepspeed.optimizer, "loss_scale", None)
-        scaler = self.deepspeed.torch_autocast_z0_gradscaler
-        loss_scale = float(zero_scale or (scaler.get_scale() if scaler is not None else 1.0))
+        optimizer = self.deepspeed.optimizer
+        # Autocast to fp16 has torch's scaler, the optimizer's at ZeRO 1 to 3; plain fp16 has DeepSpeed's own.
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler or getattr(optimizer, "torch_autocast_gradscaler", None)
+        loss_scale = scaler.get_scale() if scaler is not None else getattr(optimizer, "loss_scale", 1.0)
         return global_tokens / (self.comm.world_size * loss_scale)
 
     def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> None:

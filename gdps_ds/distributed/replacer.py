@@ -23,6 +23,7 @@ from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import BLOCK_PARAMETERS, Source, build_block, lane_sources
 from gdps_ds.plan import SharingPlan
 
+SCALERS = ("loss_scaler", "torch_autocast_gradscaler")
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 Sources = Mapping[str, tuple[str, Source]]
@@ -42,13 +43,14 @@ def replace_blocks(engine: Engine, plan: SharingPlan, languages: Sequence[str], 
     engine.comm.agree(plan.digest, "the sharing plan")
     old = ShardedState(engine.deepspeed, engine.comm)
     counters = {name: getattr(engine.deepspeed, name) for name in COUNTERS}
-    scaler = copy.copy(getattr(engine.deepspeed.optimizer, "loss_scaler", None))
+    scalers = {name: getattr(engine.deepspeed.optimizer, name, None) for name in SCALERS}
     module = engine.close()
     new_engine = engine.rebuilt(module, split_partitioned(module, plan, languages, seed))
     for name, value in counters.items():
         setattr(new_engine.deepspeed, name, value)
-    if scaler is not None:
-        new_engine.deepspeed.optimizer.loss_scaler = scaler
+    for name, scaler in scalers.items():
+        if scaler is not None:
+            setattr(new_engine.deepspeed.optimizer, name, scaler)
     carry_over(ShardedState(new_engine.deepspeed, engine.comm), old, plan)
     if new_engine.stage in (1, 2):
         new_engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()

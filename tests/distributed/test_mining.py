@@ -24,6 +24,8 @@ CASES = ("mixed", "lonely", "checkpointing", "training", "accumulated")
 EMPTY = ("zero0", "zero2")
 RUNS = [f"ds_configs/{stage}.json:{case}" for stage in STAGES for case in CASES]
 RUNS += [f"ds_configs/{stage}.json:empty" for stage in EMPTY]
+HALF_PRECISION = ("zero2_bf16", "zero2_fp16")
+RUNS += [f"ds_configs/{name}.json:training" for name in HALF_PRECISION]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -58,6 +60,17 @@ def test_sketches_do_not_depend_on_stage_or_world_size(folder: Path, case: str) 
 
 def test_a_rank_without_data_adds_zeros(folder: Path) -> None:
     compare(folder, "empty", EMPTY)
+
+
+@pytest.mark.parametrize(("name", "rounding"), [("zero2_bf16", 0.4), ("zero2_fp16", 0.4 / 8)])
+def test_half_precision_is_summed_in_fp32_and_unscaled(folder: Path, name: str, rounding: float) -> None:
+    """fp16 training scales the loss by 2^16, which is undone. What is left is the rounding of the forward and backward pass,
+    2^-8 a product in bf16 and an eighth of that in fp16, which this tiny model with its large weights amplifies."""
+    expected, found = plain("training"), Sketches.load(folder / f"{name}-training.safetensors")
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    for site in SITES:
+        error = np.linalg.norm(found.sites[site].core - expected.sites[site].core)
+        assert error < rounding * np.linalg.norm(expected.sites[site].core)
 
 
 def compare(folder: Path, case: str, stages: tuple[str, ...]) -> None:
