@@ -248,3 +248,21 @@ def test_mining_in_training_leaves_no_trace_and_survives_a_stop(finished: Path, 
     for name, site in whole.sites.items():
         np.testing.assert_array_equal(stopped.sites[name].core, site.core)
         np.testing.assert_array_equal(stopped.sites[name].neurons, site.neurons)
+
+
+def test_a_plan_written_by_hand_is_applied(experiment: Path, tmp_path: Path) -> None:
+    """Only the essentials; two sites, three groups, parameters constant."""
+    sites = [{"name": f"speech_encoder.encoder.layers.{layer}.ffn2", "hidden": 48, "shared_width": 24} for layer in (0, 1)]
+    plan = {"languages": ["aeb", "bem", "est", "gle"], "groups": [["aeb"], ["bem", "gle"], ["est"]], "sites": sites}
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"width": "constant", "init": "svd"}))
+    run(experiment, tmp_path / "run", f"plan.from={tmp_path / 'plan.json'}", "plan.groups=auto", "run.arms=[gdps]")
+    applied = SharingPlan.load(tmp_path / "run" / "plan.json")
+    assert [len(site.private[0]) for site in applied.sites] == [8, 8]
+    assert not (tmp_path / "run" / "sketches.safetensors").exists()
+    (split,) = metrics(tmp_path / "run", "split")
+    assert split["after"] != split["before"]
+    sites[0]["name"] = "speech_encoder.encoder.layers.7.ffn2"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, output = launch(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'other'}", f"plan.from={tmp_path / 'plan.json'}")
+    assert code != 0
+    assert "sites.0.name: the model has no feed-forward block 'speech_encoder.encoder.layers.7.ffn2'" in output
