@@ -75,7 +75,7 @@ class Run:
     def _specialise(self, arm: str, unified: Engine | None) -> Engine:
         """Train an arm to its end; ``unified`` is the live engine of the unified model, where there is one."""
         saved = self.trainer.checkpoints(arm)
-        if self.trainer.checkpoints(arm).latest() is not None:
+        if saved.latest() is not None:
             _closed(unified)
             return self._train(arm, self.config.train.specialise, self._engine(saved.plan()), START, saved.plan())
         engine = unified or self._engine()
