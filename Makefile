@@ -6,7 +6,7 @@ DEMO_CORPUS := build/demo-corpus
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test soak bench lint format clean
 
 demo: .venv/ready
 	$(BIN)/python launchers/prepare.py --corpus demo --root $(DEMO_CORPUS) --workers 2
@@ -14,6 +14,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+soak: .venv/ready
+	$(BIN)/python -m pytest -m soak
 
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))

@@ -35,7 +35,12 @@ class RunConfig(Section):
         min_length=1,
         description="continuations of the unified model that are trained and compared",
     )
-    keep_checkpoints: Count = Field(2, description="newest checkpoints kept beside the unified one")
+    keep_checkpoints: Count = Field(2, description="newest checkpoints of a phase that are kept, beside the best one")
+    evaluate: Literal["last", "best"] = Field(
+        "last",
+        description="checkpoint of an arm that is scored: the last, or the one with the lowest dev loss (of those that fall "
+        "on an evaluation, see train.dev_every and train.checkpoint_every)",
+    )
 
 
 class CorpusConfig(Section):
@@ -45,7 +50,17 @@ class CorpusConfig(Section):
     root: str = Field(description="folder of the corpus; relative paths start at the working directory")
     train: str = Field("train", description="split used for training and mining")
     dev: str = Field("dev", description="split used for the loss during training")
-    test: str = Field("test", description="split that is translated and scored")
+    test: str = Field("test", description="split that is translated, and scored where it has references")
+
+
+class SpecAugmentConfig(Section):
+    """Masks over training features (Park et al. 2019); the defaults are that paper's policy LD without time warping."""
+
+    time_masks: int = Field(2, ge=0, description="masked stretches of time")
+    time_width: Count = Field(100, description="longest of them, in windows of 10 ms")
+    time_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.2, description="longest of them, as a share of the utterance")
+    mel_masks: int = Field(2, ge=0, description="masked bands of frequency")
+    mel_width: Annotated[int, Field(ge=1, le=80)] = Field(27, description="widest of them, in mel bins of 80")
 
 
 class DataConfig(Section):
@@ -64,6 +79,15 @@ class DataConfig(Section):
     max_target_tokens: Count = Field(256, description="longer targets are an error at start-up")
     workers: int = Field(0, ge=0, description="loader processes a rank (and for preparing data); 0 for none")
     cache_features: bool = Field(True, description="keep filter banks on disk under run.dir instead of recomputing them")
+    speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="speeds at which training hears an utterance, one drawn each epoch; [0.9, 1.0, 1.1] is three-fold speed "
+        "perturbation. Other speeds than 1 are decoded anew each time: set workers",
+    )
+    spec_augment: SpecAugmentConfig | None = Field(
+        None, description="masks over training features; null for none, {} for the published ones"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -71,11 +95,15 @@ class DataConfig(Section):
             raise ValueError(f"languages repeats a language: {', '.join(self.languages)}")
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds ({self.min_seconds}) must be below max_seconds ({self.max_seconds})")
-        if self.max_frames < self.max_seconds * 50:
+        frames = self.max_seconds * 50 / min(self.speeds)
+        if self.max_frames < frames:
+            at_speed = "" if min(self.speeds) == 1.0 else f" at speed {min(self.speeds)}"
             raise ValueError(
-                f"max_frames ({self.max_frames}) cannot hold one utterance of max_seconds ({self.max_seconds} s = "
-                f"{self.max_seconds * 50:.0f} frames)"
+                f"max_frames ({self.max_frames}) cannot hold one utterance of max_seconds ({self.max_seconds} s{at_speed} = "
+                f"{frames:.0f} frames)"
             )
+        if max(self.speeds) > 1.0 and self.min_seconds / max(self.speeds) < 0.04:
+            raise ValueError(f"min_seconds ({self.min_seconds}) leaves no frame of an utterance at speed {max(self.speeds)}")
         return self
 
 
@@ -101,11 +129,26 @@ class PhaseConfig(Section):
     weight_decay: NonNegative = 0.0
 
 
+class LaterPlan(Section):
+    """A plan that takes the place of the one before, in the live engine."""
+
+    update: Count = Field(description="updates of the specialising phase after which it is applied")
+    from_file: str = Field(alias="from", description="plan.json; one without sites merges the lanes again")
+
+
 class SpecialiseConfig(PhaseConfig):
     """Grouped fine-tuning after the split (Section 3 of the paper)."""
 
     private_lr: Positive | None = Field(None, description="peak learning rate of the private lanes; null uses lr")
     private_weight_decay: NonNegative | None = Field(None, description="null uses weight_decay")
+    later_plans: tuple[LaterPlan, ...] = Field((), description="plans that split the gdps arm further, regroup or merge it")
+
+    @model_validator(mode="after")
+    def _check(self) -> SpecialiseConfig:
+        at = [plan.update for plan in self.later_plans]
+        if at != sorted(set(at)) or (at and at[-1] >= self.updates):
+            raise ValueError(f"later_plans must have ascending updates below {self.updates}, found {at}")
+        return self
 
 
 class TrainConfig(Section):
@@ -155,6 +198,9 @@ class PlanConfig(Section):
     groups: Literal["auto"] | Annotated[int, Field(ge=2)] | tuple[tuple[Language, ...], ...] = Field(
         "auto", description="auto, a number of groups, or the groups themselves"
     )
+    clustering: Literal["average", "ward", "k-means"] | None = Field(
+        None, description="how languages are grouped; null takes the rule's: average linkage (ours) or Ward (paper)"
+    )
     shared: Literal["paper", "continuous"] | Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         "continuous", description="rule for the shared fraction of the hidden neurons, or the fraction itself"
     )
@@ -181,16 +227,28 @@ class PlanConfig(Section):
 
 
 class DecodeConfig(Section):
-    """Beam search and scoring."""
+    """Beam search, and how its translations are scored and compared."""
 
     beams: Count = 5
     max_new_tokens: Count = 128
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, description="a beam's score is divided by its length to this power; higher is longer")
+    repetition_penalty: Positive = Field(1.0, description="above 1 makes tokens of the translation so far less likely")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram of this size occurs twice in a translation; 0 allows all")
     max_frames: Count = Field(3000, description="frame budget of a decoding batch, padding included")
     max_utterances: Count = 32
     normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
         "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
     )
+    comet_model: str = Field(
+        "Unbabel/wmt22-comet-da", description="COMET's name on the hub, or its model.ckpt (evaluate.py --comet)"
+    )
+    comet_source: Literal["text", "empty", "transcript"] = Field(
+        "text", description="source that COMET reads: the manifest's source_text, nothing, or lines of a file (--transcripts)"
+    )
+    comet_batch: Count = Field(16, description="utterances in a batch of COMET")
+    resamples: Count = Field(1000, description="bootstrap resamples behind intervals and the paired bootstrap")
+    trials: Count = Field(10_000, description="trials of approximate randomisation")
+    seed: int = Field(12345, ge=0, description="seeds both; sacreBLEU's default")
 
 
 class TrackConfig(Section):
@@ -199,6 +257,14 @@ class TrackConfig(Section):
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline needs no account")
     project: str = "gdps_ds"
     name: str | None = Field(None, description="run name; null uses the name of run.dir")
+    group: str | None = Field(
+        None,
+        description="the unified phase and each arm are W&B runs of this group, so that arms share panels; null uses the name",
+    )
+    tags: tuple[str, ...] = Field((), description="tags of all of them; each also has its arm as a tag")
+    artifacts: tuple[Literal["plan", "checkpoints"], ...] = Field(
+        (), description="uploaded at the end of a run: plan.json; the checkpoints that are kept of each phase"
+    )
     progress: bool = Field(True, description="progress bars on rank 0")
 
 

@@ -6,13 +6,15 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from gdps_ds.config import Config, Section
+
+S = TypeVar("S", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -50,6 +52,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if faults or config is None:
         raise ConfigError(str(path), faults)
     return config
+
+
+def load_section(name: str, kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
+    """Section ``name`` of the configuration of a run (its defaults without one), with ``name.key=value`` overrides.
+
+    Raises:
+        ConfigError: lists every value that does not fit.
+    """
+    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    tree = {name: dict((run or {}).get(name) or {})}
+    source = str(path) if run else "command line"
+    faults = [f"{text}: only {name}.key=value can be set here" for text in overrides if not text.startswith(f"{name}.")]
+    faults += [fault for text in overrides if text.startswith(f"{name}.") for fault in _apply_override(tree, text)]
+    try:
+        section = kind.model_validate(tree[name])
+    except ValidationError as error:
+        raise ConfigError(
+            source, faults + [_describe(dict(problem) | {"loc": (name, *problem["loc"])}) for problem in error.errors()]
+        ) from None
+    if faults:
+        raise ConfigError(source, faults)
+    return section
 
 
 def dump_config(config: Config) -> str:
@@ -147,6 +171,9 @@ def _missing_files(config: Config) -> Iterator[str]:
         yield f"deepspeed: no file {config.deepspeed}"
     if config.plan.from_file is not None and not Path(config.plan.from_file).is_file():
         yield f"plan.from: no file {config.plan.from_file}"
+    for number, later in enumerate(config.train.specialise.later_plans):
+        if not Path(later.from_file).is_file():
+            yield f"train.specialise.later_plans.{number}.from: no file {later.from_file}"
     for number, corpus in enumerate(config.data.corpora):
         if not Path(corpus.root).is_dir():
             yield f"data.corpora.{number}.root: no folder {corpus.root}"

@@ -64,6 +64,7 @@ class SharingPlan:
         width: ``preserve`` or ``constant``, see :class:`SitePlan`.
         init: how the lanes are initialised.
         energy_shares: pi_g, each group's share of the gradient energy; sums to 1, and left out means equal shares.
+        fallback: a language of the plan; languages of the run that the plan does not know pass through its group's lane.
         reason: why the plan is as it is, one decision a line.
         evidence: the figures and intervals behind the decisions, JSON-able.
         provenance: software versions, seeds and settings, JSON-able.
@@ -77,6 +78,7 @@ class SharingPlan:
     width: Width = "preserve"
     init: Init = "neurons"
     energy_shares: tuple[float, ...] = ()
+    fallback: str | None = None
     reason: str = "written by hand"
     evidence: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +86,11 @@ class SharingPlan:
     def __post_init__(self) -> None:
         if not self.energy_shares and self.groups:
             object.__setattr__(self, "energy_shares", (1 / len(self.groups),) * len(self.groups))
+
+    @classmethod
+    def uniform(cls, languages: Sequence[str]) -> SharingPlan:
+        """The plan of a model that is not split, or whose lanes are to be merged."""
+        return cls(tuple(languages), (tuple(languages),), ())
 
     @property
     def is_uniform(self) -> bool:
@@ -120,7 +127,8 @@ class SharingPlan:
             PlanError: lists every fault.
         """
         faults = list(_faults(self))
-        if set(languages) != set(self.languages):
+        unknown, absent = set(languages) - set(self.languages), set(self.languages) - set(languages)
+        if absent or (unknown and self.fallback is None):
             faults.append(
                 f"languages: {', '.join(sorted(self.languages))}, but data.languages has {', '.join(sorted(languages))}"
             )
@@ -234,6 +242,8 @@ def _faults(plan: SharingPlan) -> Iterator[str]:
         yield f"groups: {len(plan.groups)} group(s), but sites are split only between two or more"
     if not plan.sites and len(plan.groups) != 1:
         yield f"sites: none, but there are {len(plan.groups)} groups; a uniform model has one"
+    if plan.fallback is not None and plan.fallback not in plan.languages:
+        yield f"fallback: '{plan.fallback}' is not a language of the plan"
     shares = plan.energy_shares
     if len(shares) != len(plan.groups):
         yield f"energy_shares: {len(shares)} values for {len(plan.groups)} groups"

@@ -3,9 +3,10 @@
     python launchers/prepare.py --corpus mboshi-french --root corpora/mboshi --split train --out data/mdw
     python launchers/prepare.py --corpus demo --root data/demo
 
-The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>``, and
-<out>/<split>.report.json, which counts every skipped utterance by language and reason, and those that
-other splits in <out> hold too. Layouts that serve many languages take a pair of them: --corpus mustc:eng-deu.
+The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>`` and do not
+decode again, and <out>/<split>.report.json, which counts every skipped utterance by language and reason, and
+those that other splits in <out> hold too. Layouts that serve many languages take a pair of them:
+--corpus mustc:eng-deu. A test set whose translations are not published is prepared with --no-references.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
-from gdps_ds.data.manifest import DataError, Utterance, atomic_write, read_manifest, write_manifest
-from gdps_ds.data.preparation import overlap, prepare
+from gdps_ds.data.manifest import DataError, atomic_path, atomic_write, digest_of, stream_manifest, write_manifest
+from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 
 DEMO = "demo"
 
@@ -42,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_split(options: argparse.Namespace) -> None:
-    kept, report = prepare(
+    report, manifest = PreparationReport(), options.out / f"{options.split}.jsonl"
+    others = {path.stem: path for path in sorted(options.out.glob("*.jsonl")) if path != manifest}
+    kept = prepared(
         read_corpus(options.corpus, options.root, options.split),
+        report,
         languages=options.languages,
         min_seconds=options.min_seconds,
         max_seconds=options.max_seconds,
@@ -52,24 +56,15 @@ def _prepare_split(options: argparse.Namespace) -> None:
         require_text=not options.no_references,
         too_long=options.too_long,
     )
-    print(report.summary())
-    with atomic_write(options.out / f"{options.split}.report.json") as file:
-        contents = {"languages": report.to_dict(), "overlap": _overlaps(kept, options.out, options.split)}
-        json.dump(contents, file, indent=2, ensure_ascii=False)
-    report.require(options.languages or report.languages)
-    manifest = options.out / f"{options.split}.jsonl"
-    write_manifest(manifest, kept)
-    print(f"wrote {len(kept)} utterances to {manifest}")
-
-
-def _overlaps(kept: Sequence[Utterance], folder: Path, split: str) -> dict[str, int]:
-    """Utterances that the splits prepared before hold too, by split."""
-    found = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.stem != split and (count := overlap(kept, read_manifest(path))):
-            found[path.stem] = count
-            print(f"{count} of them are in split {path.stem} too")
-    return found
+    with atomic_path(manifest) as partial:
+        count = write_manifest(partial, kept)
+        shared = overlaps(stream_manifest(partial), {split: stream_manifest(path) for split, path in others.items()})
+        contents = {"languages": report.to_dict(), "overlap": shared, "manifest": digest_of(partial)}
+        with atomic_write(options.out / f"{options.split}.report.json") as file:
+            json.dump(contents, file, indent=2, ensure_ascii=False)
+        print(report.summary(shared))
+        report.require(options.languages or report.languages)
+    print(f"wrote {count} utterances to {manifest}")
 
 
 def _build_demo(options: argparse.Namespace) -> None:
@@ -92,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")
     parser.add_argument("--too-long", choices=["skip", "cut"], default="skip", help="what happens to those (default: skip)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
-    parser.add_argument("--no-references", action="store_true", help="keep utterances that have no translation")
+    parser.add_argument("--no-references", action="store_true", help="keep utterances without a translation (test sets)")
     return parser
 
 

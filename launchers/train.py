@@ -37,8 +37,10 @@ def _run(config: Config, local_rank: int) -> int:
     import deepspeed.utils
 
     from gdps_ds.distributed.comm import Communicator, RankZeroError
+    from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.plan import PlanError
     from gdps_ds.reporting.tracking import Tracker
+    from gdps_ds.training.checkpoint import CheckpointError
     from gdps_ds.training.inputs import load_inputs
     from gdps_ds.training.interrupt import Interrupted, StopSignal
     from gdps_ds.training.phases import Run
@@ -60,7 +62,7 @@ def _run(config: Config, local_rank: int) -> int:
     except Interrupted as interrupted:
         if comm.is_main:
             print(interrupted, flush=True)
-    except (RankZeroError, DataError, PlanError, ConfigError) as error:
+    except (RankZeroError, DataError, PlanError, ConfigError, CheckpointError, ForeignStateError) as error:
         # Every rank has the same error; rank 0 tells it once.
         return _fail(str(error)) if comm.is_main else 1
     finally:

@@ -31,7 +31,7 @@ def tiny_model(seed: int = 0, vocab_size: int = 60, checkpointing: bool = False)
     model = SeamlessM4TForSpeechToText(SeamlessM4TConfig(vocab_size=vocab_size, **ARCHITECTURE, **families.NO_LAYERDROP))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    families._keep_padding_out_of_adaptor(model)
+    families.keep_padding_out_of_adaptor(model)
     return model
 
 

@@ -6,6 +6,7 @@ A grouping is a label vector (L,) numbered by first appearance, so that equal pa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,11 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from gdps_ds.analysis.similarity import Array
 
 Labels = NDArray[np.int64]
-Method = Literal["average", "ward"]
+Linkage = Literal["average", "ward"]
+Method = Literal["average", "ward", "k-means"]
+
+NAMES: dict[Method, str] = {"average": "average linkage", "ward": "Ward linkage", "k-means": "k-means"}
+"""How a person calls the methods."""
 
 MAX_GROUPS = 10
 """Most groups that are tried: each group costs a private lane."""
@@ -45,7 +50,7 @@ def distances(similarity: Array) -> Array:
     return result
 
 
-def tree(distance: Array, method: Method) -> Array:
+def tree(distance: Array, method: Linkage) -> Array:
     """Agglomerative linkage, (L - 1, 4) as in SciPy.
 
     ``ward`` on 1 - cos is the published choice. ``average`` is ours: Ward's update is derived for Euclidean distances,
@@ -54,9 +59,16 @@ def tree(distance: Array, method: Method) -> Array:
     return linkage(squareform(distance, checks=False), method=method)
 
 
-def cut(linkage_tree: Array, groups: int) -> Labels:
-    """The partition of a tree into exactly ``groups`` groups."""
-    return canonical(cut_tree(linkage_tree, groups)[:, 0])
+def partition(similarity: Array, groups: int, method: Method, seed: int) -> Labels:
+    """The languages in exactly ``groups`` groups; ``seed`` starts k-means."""
+    return partitions(similarity, [groups], method, seed)[0]
+
+
+def partitions(similarity: Array, numbers: Sequence[int], method: Method, seed: int) -> list[Labels]:
+    """:func:`partition` for several numbers of groups, all cut from one tree where the method grows one."""
+    if method == "k-means":
+        return [k_means(similarity, groups, seed) for groups in numbers]
+    return [canonical(labels) for labels in cut_tree(tree(distances(similarity), method), numbers).T]
 
 
 def k_means(similarity: Array, groups: int, seed: int) -> Labels:
@@ -80,13 +92,13 @@ def silhouette(distance: Array, labels: Labels, resolution: float) -> float:
     return float(silhouette_score(floored, labels, metric="precomputed"))
 
 
-def candidates(similarity: Array, replicates: Array, method: Method = "average") -> list[Candidate]:
+def candidates(similarity: Array, replicates: Array, method: Method, seed: int) -> list[Candidate]:
     """Groupings into 2 .. :data:`MAX_GROUPS` groups, each tried against the bootstrap.
 
     Args:
         similarity: (L, L) without NaN; L >= 3 (a silhouette needs a group of two).
         replicates: (L, L, B); a replicate with NaN agrees with no grouping.
-        method: linkage.
+        method: of clustering; ``seed`` starts k-means.
 
     Returns:
         One candidate per number of groups. Stability is the share of replicates that agree (:data:`AGREEMENT`).
@@ -94,16 +106,14 @@ def candidates(similarity: Array, replicates: Array, method: Method = "average")
     distance = distances(similarity)
     upper = np.triu_indices(len(similarity), 1)
     resolution = float(np.median(np.nanstd(replicates[upper], axis=-1)))
-    root = tree(distance, method)
     defined = [sample for sample in np.moveaxis(replicates, -1, 0) if np.isfinite(sample).all()]
     numbers = range(2, min(len(similarity) - 1, MAX_GROUPS) + 1)
-    resampled = [cut_tree(tree(distances(sample), method), numbers) for sample in defined]
+    resampled = [partitions(sample, numbers, method, seed) for sample in defined]
     found = []
-    for column, groups in enumerate(numbers):
-        labels = cut(root, groups)
+    for column, labels in enumerate(partitions(similarity, numbers, method, seed)):
         # Replicates repeat few partitions, and each is compared once.
-        partitions = Counter(tuple(canonical(other[:, column])) for other in resampled)
-        agree = sum(count for other, count in partitions.items() if adjusted_rand_score(labels, other) >= AGREEMENT)
+        drawn = Counter(tuple(sample[column]) for sample in resampled)
+        agree = sum(count for other, count in drawn.items() if adjusted_rand_score(labels, other) >= AGREEMENT)
         found.append(Candidate(labels, silhouette(distance, labels, resolution), agree / replicates.shape[-1]))
     return found
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gdps_ds.analysis.clustering import Candidate
+from gdps_ds.analysis import clustering
+from gdps_ds.analysis.clustering import Candidate, Labels, Method
 from gdps_ds.analysis.similarity import Array, Interval, SiteSimilarity
 from gdps_ds.analysis.sites import RankedSite
 from gdps_ds.analysis.sketch import Sketches
@@ -47,6 +48,7 @@ def interval_figures(figure: Interval) -> dict[str, Any]:
 def site_figures(site: SiteSimilarity, rank: RankedSite) -> dict[str, Any]:
     """How a site ranks, and the figures of each language there."""
     return {
+        "score": figures(rank.score),
         "conflict": interval_figures(site.conflict),
         "weighted_conflict": interval_figures(rank.weighted_conflict),
         "significant": rank.significant,
@@ -74,6 +76,21 @@ def candidate_figures(candidate: Candidate) -> dict[str, Any]:
         "silhouette": figures(candidate.silhouette),
         "stability": figures(candidate.stability),
     }
+
+
+def tree_figures(measure: str, similarity: Array, method: Method) -> dict[str, Any]:
+    """What languages are grouped by, (L, L), and how; with the tree (L - 1, 4) where the method grows one."""
+    known = {"measure": measure, "method": method, "similarity": figures(similarity)}
+    if method == "k-means":
+        return known
+    return known | {"linkage": figures(clustering.tree(clustering.distances(similarity), method))}
+
+
+def label_figures(similarity: Array, labels: Labels, seed: int) -> dict[str, Any]:
+    """The groups, and for comparison as many groups of the same languages by every method."""
+    groups = int(labels.max()) + 1
+    by_method = {method: clustering.partition(similarity, groups, method, seed).tolist() for method in clustering.NAMES}
+    return {"labels": labels.tolist(), "by_method": by_method}
 
 
 def energy_figures(languages: Sequence[str], joint: JointSVD) -> dict[str, Any]:

@@ -8,20 +8,21 @@ decision    ``paper`` (GDPS, 2603.25836)                ``ours``
 sites       lowest mean purity                          highest conflict x share of gradient energy, among the
                                                         sites whose conflict is significant
 groups      Ward on 1 - cos of mean gradients, k = 2    average linkage on 1 - rho; their number by silhouette
-                                                        and bootstrap stability; or no split
+            (``plan.clustering`` takes another method)  and bootstrap stability; or no split
 capacity    thresholds on delta                         the groups' common share of gradient energy
 ==========  ==========================================  =======================================================
 
 Purity = S_self / (S_self + S_cross) is low where languages resemble each other, not where they conflict: the published
 choice of sites is kept as published. Sites, groups and the shared fraction that the settings give are taken as given
 under either rule. Where ``groups`` is ``auto``, ``ours`` splits only if a site's conflict is significant among all
-candidates at once, the grouping is stable, and the groups' rho stays below 1 by :data:`MARGIN`; else the model stays
-uniform, and the plan says why.
+candidates at once, the grouping is stable, and the groups' rho stays below 1 by ``MARGIN``; else the model stays uniform,
+and the plan says why. Where groups or their number are asked for and rho is undefined, it falls back on the published
+figures, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 
 from gdps_ds.analysis import capacity, clustering, evidence, subspace
 from gdps_ds.analysis.clustering import Labels
+from gdps_ds.analysis.grouping import ChosenSite, group_languages
 from gdps_ds.analysis.similarity import (
     Array,
     FoldCosines,
@@ -40,33 +42,10 @@ from gdps_ds.analysis.similarity import (
     noise_corrected,
     similarity,
 )
-from gdps_ds.analysis.sites import RankedSite, choose_sites, offered_sites, rank_sites
+from gdps_ds.analysis.sites import choose_sites, offered_sites, rank_sites
 from gdps_ds.analysis.sketch import HALVES, Sketches, seed_of, sites_of
 from gdps_ds.config import PlanConfig
 from gdps_ds.plan import SharingPlan, SitePlan
-
-MARGIN = 0.05
-"""Groups whose rho may lie this close to 1 pull alike for all practical purposes: ``ours`` does not split them."""
-
-
-@dataclass(frozen=True)
-class ChosenSite:
-    """A site to split: its folds and figures, the bootstrap of rho (L, L, B), and its share of the gradient energy."""
-
-    name: str
-    folds: FoldCosines
-    figures: SiteSimilarity
-    rho_replicates: Array
-    energy_share: float
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Labels of the languages, or None where the model stays uniform; why; and the figures behind it."""
-
-    labels: Labels | None
-    reason: str
-    figures: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,18 +58,21 @@ class Split:
     figures: dict[str, Any]
 
 
-def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]) -> SharingPlan:
+def make_plan(sketches: Sketches, settings: PlanConfig, measured: dict[str, SiteSimilarity] | None = None) -> SharingPlan:
     """Decide groups, sites, widths and lanes. Deterministic: everything random is seeded by ``sketches.seed``.
 
     Args:
         sketches: what was mined.
         settings: section ``plan`` of the configuration; ``from_file`` is not looked at.
-        hidden: hidden neurons of every block of the model that can be split.
+        measured: of :func:`measure_sites`, where it is known already.
 
     Raises:
-        ValueError: sketches, settings and model do not go together; names the option and what was found.
+        ValueError: sketches and settings do not go together; names the option and what was found.
     """
-    offered, weights, measured, ranking = _rank(sketches, settings, hidden)
+    _check_languages(sketches, settings)
+    offered, weights = offered_sites(sketches, settings), fold_weights(sketches, settings.bootstrap)
+    measured = measured or measure_sites(sketches, weights)
+    ranking = rank_sites(measured, offered, settings)
     # A plan without a split shows the site that came nearest to one.
     first = [max(offered, key=lambda name: np.nan_to_num(ranking[name].score, nan=-np.inf))]
     names, why_sites = choose_sites(ranking, measured, offered, settings)
@@ -99,7 +81,7 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
     grouping = group_languages(chosen, sketches.languages, settings, seed=sketches.seed % 2**32)
     splits: list[Split] = []
     if grouping.labels is not None:
-        splits = [split_site(site, sketches, grouping.labels, settings, hidden[site.name]) for site in chosen]
+        splits = [split_site(site, sketches, grouping.labels, settings) for site in chosen]
     split = [each for each in splits if each.lanes is not None]
     labels = grouping.labels if grouping.labels is not None and split else np.zeros(len(sketches.languages), np.int64)
     return SharingPlan(
@@ -121,24 +103,15 @@ def make_plan(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int
     )
 
 
-def sites_to_split(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]) -> tuple[str, ...]:
+def sites_to_split(sketches: Sketches, settings: PlanConfig) -> tuple[str, ...]:
     """The sites that :func:`make_plan` will choose; core sketches are enough to tell.
 
     So ranks need to add up the much larger neuron sketches of these sites only.
     """
-    offered, _, measured, ranking = _rank(sketches, settings, hidden)
-    return choose_sites(ranking, measured, offered, settings)[0]
-
-
-def _rank(
-    sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]
-) -> tuple[tuple[str, ...], Array, dict[str, SiteSimilarity], dict[str, RankedSite]]:
-    """The sites that may be split, bootstrap weights of the folds, and every site's figures and rank."""
     _check_languages(sketches, settings)
-    offered = offered_sites(sketches, settings, hidden)
-    weights = fold_weights(sketches, settings.bootstrap)
-    measured = measure_sites(sketches, weights)
-    return offered, weights, measured, rank_sites(measured, offered, settings)
+    offered = offered_sites(sketches, settings)
+    measured = measure_sites(sketches, fold_weights(sketches, settings.bootstrap))
+    return choose_sites(rank_sites(measured, offered, settings), measured, offered, settings)[0]
 
 
 def _require_neurons(sketches: Sketches, names: Sequence[str], settings: PlanConfig) -> None:
@@ -175,85 +148,15 @@ def folds_of(sketches: Sketches, site: str) -> FoldCosines:
     return fold_cosines(core, sketches.tokens)
 
 
-def group_languages(chosen: Sequence[ChosenSite], languages: tuple[str, ...], settings: PlanConfig, seed: int) -> Grouping:
-    """One grouping for all chosen sites, from their mean similarity: given, published or ours."""
-    if not chosen:
-        return Grouping(None, "groups: one, as no site is split", {})
-    if isinstance(settings.groups, tuple):
-        group_of = {language: index for index, group in enumerate(settings.groups) for language in group}
-        return Grouping(np.array([group_of[language] for language in languages]), "groups: as plan.groups names", {})
-    if len(languages) == 1:
-        return Grouping(None, f"groups: one, as there is one language, {languages[0]}", {})
-    if settings.rule == "paper":
-        return _published_grouping(chosen, settings, seed)
-    pooled = _pooled_rho(chosen)
-    if pooled is None:
-        weak = _not_told_from_noise(chosen, languages)
-        return Grouping(None, f"groups: rho is undefined for {weak}: its gradient cannot be told from noise", {})
-    return _grouping_by_rho(*pooled, settings, seed)
-
-
 def _choose(sketches: Sketches, name: str, figures: SiteSimilarity, share: float, weights: Array) -> ChosenSite:
     """Add what only the chosen sites need; recomputed, since keeping it for all would take 8 L^2 B bytes a site."""
     folds = folds_of(sketches, name)
     return ChosenSite(name, folds, figures, noise_corrected(similarity(folds, weights)), share)
 
 
-def _published_grouping(chosen: Sequence[ChosenSite], settings: PlanConfig, seed: int) -> Grouping:
-    """Ward linkage on 1 - cos of the languages' mean gradients, cut into two groups or the number given."""
-    cosine = np.mean([site.figures.published.cosine for site in chosen], axis=0)
-    groups = settings.groups if isinstance(settings.groups, int) else 2
-    linkage = clustering.tree(clustering.distances(cosine), "ward")
-    labels = clustering.cut(linkage, groups)
-    figures = {
-        "method": "ward",
-        "similarity": evidence.figures(cosine),
-        "linkage": evidence.figures(linkage),
-        "labels": labels.tolist(),
-        "k_means": clustering.k_means(cosine, groups, seed).tolist(),
-    }
-    return Grouping(labels, f"groups: {groups} by Ward linkage on the cosine of mean gradients", figures)
-
-
-def _grouping_by_rho(rho: Array, replicates: Array, settings: PlanConfig, seed: int) -> Grouping:
-    """Average linkage on 1 - rho; of itself a split only if it is stable and rho between the groups is below 1."""
-    linkage = clustering.tree(clustering.distances(rho), "average")
-    figures: dict[str, Any] = {
-        "method": "average",
-        "similarity": evidence.figures(rho),
-        "linkage": evidence.figures(linkage),
-    }
-    if isinstance(settings.groups, int):
-        labels, reason = clustering.cut(linkage, settings.groups), f"groups: {settings.groups} as plan.groups asks"
-    elif len(rho) == 2:
-        labels, reason = np.arange(2), "groups: one a language"
-    else:
-        considered = clustering.candidates(rho, replicates)
-        figures["candidates"] = [evidence.candidate_figures(candidate) for candidate in considered]
-        found = clustering.best(considered, settings.min_stability)
-        if found is None:
-            most = max(candidate.stability for candidate in considered)
-            reason = f"groups: one, no grouping is stable: at most {most:.0%} of replicates agree"
-            return Grouping(None, f"{reason} (plan.min_stability: {settings.min_stability:.0%})", figures)
-        labels, reason = found.labels, f"groups: {found.labels.max() + 1} by silhouette {found.silhouette:.2f}, "
-        reason += f"{found.stability:.0%} of replicates agree"
-    share = interval(
-        capacity.common_share(capacity.group_similarity(rho, labels)),
-        capacity.common_share(capacity.group_similarity(replicates, labels)),
-    )
-    between = f"rho between groups {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
-    figures |= {
-        "labels": labels.tolist(),
-        "rho_between": evidence.interval_figures(share),
-        "k_means": clustering.k_means(rho, int(labels.max()) + 1, seed).tolist(),
-    }
-    if settings.groups == "auto" and not share.high < 1 - MARGIN:
-        return Grouping(None, f"groups: one, {between} does not stay below {1 - MARGIN}", figures)
-    return Grouping(labels, f"{reason}; {between}", figures)
-
-
-def split_site(site: ChosenSite, sketches: Sketches, labels: Labels, settings: PlanConfig, hidden: int) -> Split:
+def split_site(site: ChosenSite, sketches: Sketches, labels: Labels, settings: PlanConfig) -> Split:
     """Shared width and lanes of one site."""
+    hidden, neurons = sketches.sites[site.name].hidden, sketches.sites[site.name].neurons
     groups = int(labels.max()) + 1
     names = ["+".join(group) for group in clustering.members(labels, sketches.languages)]
     joint = subspace.joint_svd(*_present_rows(site.folds))
@@ -264,7 +167,6 @@ def split_site(site: ChosenSite, sketches: Sketches, labels: Labels, settings: P
         return Split(None, shares, f"{site.name}: stays dense, {reason}", figures)
     width = capacity.shared_width(fraction, hidden, groups, settings.round_to, settings.width)
     figures["capacity"] |= {"fraction": evidence.figures(fraction), "shared_width": width}
-    neurons = sketches.sites[site.name].neurons
     if neurons is None:
         # Initialisation from factors or noise: which indices a lane holds means nothing, only how many.
         scores = subspace.NeuronScores(np.zeros(hidden), np.zeros((groups, hidden)))
@@ -290,33 +192,16 @@ def _shared_fraction(site: ChosenSite, labels: Labels, settings: PlanConfig) -> 
     figures = {"delta": evidence.figures(delta), "common_share": evidence.interval_figures(share)}
     if isinstance(settings.shared, float):
         return settings.shared, f"{settings.shared:.1%} as plan.shared asks", figures | {"rule": "given"}
-    if settings.rule == "paper" or settings.shared == "paper":
+    published, unclear = settings.rule == "paper" or settings.shared == "paper", "as rho between the groups is undefined here"
+    if not published and not share.bounded and settings.groups == "auto":
+        return None, f"{unclear} (plan.shared may give a fraction)", figures
+    if published or not share.bounded:
         fraction = capacity.published_fraction(delta)
-        return fraction, f"{fraction:.0%} by delta {delta:.3f}", figures | {"rule": "paper"}
-    if np.isnan(share.value):
-        return None, "as rho between the groups is undefined here (plan.shared may give a fraction)", figures
+        why = f"{fraction:.0%} by delta {delta:.3f}" + ("" if published else f", {unclear}")
+        return fraction, why, figures | {"rule": "paper"}
     fraction = capacity.continuous_fraction(float(share.value))
     reason = f"{fraction:.1%} by the groups' common share {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
     return fraction, reason, figures | {"rule": "continuous"}
-
-
-def _pooled_rho(chosen: Sequence[ChosenSite]) -> tuple[Array, Array] | None:
-    """rho and its replicates, averaged by gradient energy over the sites that tell all languages from noise."""
-    clear = [site for site in chosen if site.figures.told_from_noise and site.energy_share > 0]
-    if not clear:
-        return None
-    weights = np.array([site.energy_share for site in clear])
-    weights /= weights.sum()
-    rho = sum(weight * site.figures.rho.value for weight, site in zip(weights, clear, strict=True))
-    replicates = sum(weight * site.rho_replicates for weight, site in zip(weights, clear, strict=True))
-    return np.asarray(rho), np.asarray(replicates)
-
-
-def _not_told_from_noise(chosen: Sequence[ChosenSite], languages: tuple[str, ...]) -> str:
-    """The languages whose rho is nowhere bounded, or all that miss a pair."""
-    pairs = np.any([site.figures.measured for site in chosen], axis=0).sum(axis=1)
-    fewest = pairs.min()
-    return ", ".join(language for language, count in zip(languages, pairs, strict=True) if count == fewest)
 
 
 def _present_rows(folds: FoldCosines) -> tuple[Array, np.ndarray]:

@@ -30,17 +30,12 @@ class RankedSite:
     weighted_conflict: Interval
 
 
-def offered_sites(sketches: Sketches, settings: PlanConfig, hidden: Mapping[str, int]) -> tuple[str, ...]:
+def offered_sites(sketches: Sketches, settings: PlanConfig) -> tuple[str, ...]:
     """The sites that may be split, in model order: all that can be, or those that ``plan.sites`` names.
 
     Raises:
-        ValueError: the sketches do not fit the model, or the settings ask for what was not sketched.
+        ValueError: the settings ask for what was not sketched.
     """
-    for name, site in sketches.sites.items():
-        if name not in hidden:
-            raise ValueError(f"the sketches hold '{name}' (mine.sites), which is no feed-forward block of the model")
-        if site.neurons is not None and site.neurons.shape[2] != hidden[name]:
-            raise ValueError(f"the sketch of '{name}' has {site.neurons.shape[2]} hidden neurons, the model has {hidden[name]}")
     names = sites_of(tuple(sketches.sites))
     if isinstance(settings.sites, int):
         if settings.sites > len(names):

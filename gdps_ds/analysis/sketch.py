@@ -13,6 +13,7 @@ sketches are linear in G: they add up over utterances, micro-batches and ranks, 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,14 @@ class SiteSketch:
     """Gradient sums of one feed-forward block.
 
     Attributes:
+        hidden: h, hidden neurons of the block.
         core: (2, L, F, k, k) float64; index 0 is the input linear (d -> h), 1 the output linear (h -> d).
         neurons: (L, 2, h, k) float64 per half of the folds, or None where neuron sketches were not taken.
     """
 
+    hidden: int
     core: np.ndarray
-    neurons: np.ndarray | None
+    neurons: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,22 @@ class Sketches:
             tensors[f"core/{name}"] = site.core
             if site.neurons is not None:
                 tensors[f"neurons/{name}"] = site.neurons
-        metadata = {"languages": " ".join(self.languages), "seed": str(self.seed)}
+        hidden = json.dumps({name: site.hidden for name, site in self.sites.items()})
+        metadata = {"languages": " ".join(self.languages), "seed": str(self.seed), "hidden": hidden}
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> Sketches:
         with safe_open(path, framework="numpy") as file:
-            metadata, keys = file.metadata(), list(file.keys())
+            metadata, keys = file.metadata(), set(file.keys())
+            hidden = json.loads(metadata["hidden"])
             sites = {
                 name: SiteSketch(
+                    hidden[name],
                     file.get_tensor(f"core/{name}"),
                     file.get_tensor(f"neurons/{name}") if f"neurons/{name}" in keys else None,
                 )
-                for name in sites_of([key.removeprefix("core/") for key in keys if key.startswith("core/")])
+                for name in sites_of(tuple(hidden))
             }
             return cls(
                 tuple(metadata["languages"].split()),

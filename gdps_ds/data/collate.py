@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from gdps_ds.analysis.sketch import fold_of
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.table import UtteranceTable
 
 IGNORED_LABEL = -100
 
@@ -44,7 +45,7 @@ class SpeechDataset(Dataset[Example]):
     """Prepared utterances with their features and labels.
 
     Args:
-        utterances: prepared, so that durations are known.
+        utterances: prepared.
         features: cached or direct filter banks of the same utterances.
         targets: label ids of each utterance (language token, pieces, ``</s>``); None decodes without references.
         languages: source languages in the order of ``data.languages``; indices refer to it.
@@ -67,24 +68,22 @@ class SpeechDataset(Dataset[Example]):
         sizes |= {} if targets is None else {"targets": len(targets)}
         if len(set(sizes.values())) > 1:
             raise DataError(f"a dataset needs equally many {sizes}")
-        for utterance in utterances:
-            if utterance.source_lang not in languages:
-                raise DataError(f"{utterance.id}: data.languages lacks '{utterance.source_lang}'")
-            if utterance.duration is None:
-                raise DataError(f"{utterance.id}: unknown duration; run gdps_ds.data.preparation.prepare first")
-        index = {language: number for number, language in enumerate(languages)}
-        self.utterances, self.features, self.targets, self.folds = utterances, features, targets, folds
+        self.utterances, self.features, self.targets, self.folds = UtteranceTable.of(utterances), features, targets, folds
         self.lengths = features.lengths
-        self.language_ids = np.array([index[utterance.source_lang] for utterance in utterances], dtype=np.int64)
+        self.language_ids = self.utterances.language_ids(languages)
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> Example:
+        return self.example(index, self.features[index])
+
+    def example(self, index: int, features: NDArray[np.float32]) -> Example:
+        """An utterance with (frames, 160) ``features`` in the place of its own."""
         utterance = self.utterances[index]
         return Example(
             utterance=utterance,
-            features=self.features[index],
+            features=features,
             labels=None if self.targets is None else self.targets[index],
             language=int(self.language_ids[index]),
             fold=fold_of(utterance.id, self.folds),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from torch import Tensor
 from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.parallel import map_in_order
+from gdps_ds.data.table import UtteranceTable
+
+Count = TypeVar("Count", int, NDArray[np.int64])
 
 WINDOW = SAMPLE_RATE * 25 // 1000
 HOP = SAMPLE_RATE * 10 // 1000
@@ -118,10 +122,10 @@ def _mel_filters() -> Tensor:
     return torch.from_numpy(np.maximum(triangles, 0.0).astype(np.float32))
 
 
-def frames_of_samples(samples: int) -> int:
-    """Frames that :func:`log_mel` makes of a 16 kHz waveform."""
-    windows = 1 + (samples - WINDOW) // HOP if samples >= WINDOW else 0
-    return windows // STACKED
+def frames_of_samples(samples: Count) -> Count:
+    """Frames that :func:`log_mel` makes of 16 kHz waveforms."""
+    windows = 1 + (samples - WINDOW) // HOP
+    return windows * (windows > 0) // STACKED
 
 
 def frames_of(seconds: float) -> int:
@@ -129,20 +133,26 @@ def frames_of(seconds: float) -> int:
     return frames_of_samples(round(seconds * SAMPLE_RATE))
 
 
-def features_of(utterance: Utterance) -> NDArray[np.float32]:
-    """Decode one prepared utterance: (frames, 160).
+def waveform_of(utterance: Utterance) -> NDArray[np.float32]:
+    """Decode one prepared utterance: (samples,) at 16 kHz.
 
     Raises:
         AudioError: its audio cannot be read.
         DataError: the audio is not as long as the manifest says.
     """
-    features = log_mel(load_audio(utterance.audio, utterance.offset, utterance.duration))
-    if len(features) != _frames(utterance):
+    waveform = load_audio(utterance.audio, utterance.offset, utterance.duration)
+    found, stated = frames_of_samples(len(waveform)), frames_of(utterance.duration or 0.0)
+    if found != stated:
         raise DataError(
-            f"{utterance.id}: {utterance.audio} has {len(features)} frames, but its duration of {utterance.duration} s "
-            f"stands for {_frames(utterance)}: the audio changed; run launchers/prepare.py again"
+            f"{utterance.id}: {utterance.audio} has {found} frames, but its duration of {utterance.duration} s "
+            f"stands for {stated}: the audio changed; run launchers/prepare.py again"
         )
-    return features
+    return waveform
+
+
+def features_of(utterance: Utterance) -> NDArray[np.float32]:
+    """(frames, 160) of one prepared utterance; raises what :func:`waveform_of` does."""
+    return log_mel(waveform_of(utterance))
 
 
 class OnTheFlyFeatures:
@@ -223,14 +233,16 @@ def _fill(folder: Path, utterances: Sequence[Utterance], *, workers: int, progre
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     path, shape = folder / "features.npy", (int(lengths.sum()), FEATURES)
     frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    jobs = list(zip(starts.tolist(), utterances, strict=True))
-    for _ in map_in_order(partial(_write, path), jobs, workers=workers, progress=progress, label="filter banks"):
+    jobs = zip(starts, utterances, strict=True)
+    for _ in map_in_order(
+        partial(_write, path), jobs, total=len(starts), workers=workers, progress=progress, label="filter banks"
+    ):
         pass
     frames.flush()
     np.save(folder / "lengths.npy", lengths)
 
 
-def _write(path: Path, job: tuple[int, Utterance]) -> None:
+def _write(path: Path, job: tuple[np.int64, Utterance]) -> None:
     start, utterance = job
     features = features_of(utterance)
     np.load(path, mmap_mode="r+")[start : start + len(features)] = features
@@ -239,13 +251,8 @@ def _write(path: Path, job: tuple[int, Utterance]) -> None:
 def _lengths(utterances: Sequence[Utterance]) -> NDArray[np.int32]:
     if not utterances:
         raise DataError("no utterances to make features of")
-    return np.array([_frames(utterance) for utterance in utterances], dtype=np.int32)
-
-
-def _frames(utterance: Utterance) -> int:
-    if utterance.duration is None:
-        raise DataError(f"{utterance.id}: unknown duration; run gdps_ds.data.preparation.prepare first")
-    return frames_of(utterance.duration)
+    samples = np.rint(UtteranceTable.of(utterances).durations() * SAMPLE_RATE).astype(np.int64)
+    return frames_of_samples(samples).astype(np.int32)
 
 
 def _key(utterances: Sequence[Utterance]) -> str:

@@ -1,22 +1,27 @@
-"""The manifest: one utterance a line as JSON, the only form in which corpora reach training, mining and decoding.
+"""The manifest: one utterance a line as JSON, the form in which people see, edit and hand on a prepared corpus.
 
     {"id": "dev-0001", "audio": "wav/0001.wav", "source_lang": "bem", "target_lang": "eng", "target_text": "Good day."}
 
 Keys are the fields of :class:`Utterance`; a key with a default may be left out. Relative audio paths start at the
-manifest's folder, so that a corpus and its manifest can be moved together.
+manifest's folder, so that a corpus and its manifest can be moved together. Manifests are read and written as they come: of
+what was seen before, only 8 bytes an utterance are kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import uuid
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 MAX_LISTED_FAULTS = 20
 
@@ -53,6 +58,11 @@ class Unusable(Utterance):
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured(Utterance):
+    """An utterance whose audio was decoded when its manifest was made: ``duration`` is what there is."""
+
+
 _DEFAULTS = {field.name: field.default for field in fields(Utterance)}
 _NAMES = ("id", "audio", "source_lang", "target_lang")
 _TEXTS = ("target_text", "source_text")
@@ -77,71 +87,113 @@ class ManifestError(DataError):
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Read a JSON-lines manifest; audio paths come back absolute.
+    """A manifest as a list; raises what :func:`stream_manifest` does."""
+    return list(stream_manifest(path))
+
+
+def stream_manifest(path: str | Path, kind: type[Utterance] = Utterance) -> Iterator[Utterance]:
+    """The utterances of a JSON-lines manifest, audio paths absolute. All of it is checked before the first one comes.
 
     Raises:
         DataError: there is no such file.
         ManifestError: lists unknown and missing keys, wrong types, bad values and duplicate ids with line numbers.
     """
     path = Path(path)
-    folder = _folder_of(path)
-    records: list[dict[str, Any]] = []
-    faults: list[tuple[int, str]] = []
-    first_line: dict[str, int] = {}
-    try:
-        # Bytes, so that a line that is not UTF-8 does not hide the faults of the others.
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest") from None
-    for number, line in enumerate(lines if lines != [b""] else [], start=1):
-        record, found = _parse(line)
-        found += _duplicate(record, number, first_line)
-        faults += [(number, fault) for fault in found]
-        records.append(record)
-    if faults:
-        raise ManifestError(path, faults)
-    return [Utterance(**record | {"audio": os.path.normpath(folder / record["audio"])}) for record in records]
+    if not path.is_file():
+        raise DataError(f"{path}: no such manifest")
+    folder, faults = Path(absolute(path)).parent, _Faults()
+    for record, found in _records(path):
+        faults.add(record, found)
+    faults.raise_for(path)
+    return (kind(**record | {"audio": os.path.normpath(folder / record["audio"])}) for record, _ in _records(path))
 
 
-def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
+def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
     """Write a manifest that :func:`read_manifest` accepts; ``path`` appears whole or not at all.
 
     Audio below the manifest's folder is written relative to it, other audio absolute. Missing folders are made.
+
+    Returns:
+        How many utterances there were.
 
     Raises:
         ManifestError: an utterance that :func:`read_manifest` would refuse; nothing is written.
     """
     path = Path(path)
-    folder = _folder_of(path)
-    records = [asdict(utterance) for utterance in utterances]
-    first_line: dict[str, int] = {}
-    faults = [
-        (number, fault)
-        for number, record in enumerate(records, start=1)
-        for fault in [*_faults(record), *_duplicate(record, number, first_line)]
-    ]
-    if faults:
-        raise ManifestError(path, faults)
+    folder, faults = Path(absolute(path)).parent, _Faults()
     with atomic_write(path) as file:
-        for record in records:
-            record["audio"] = _relative(record["audio"], folder)
-            sparse = {key: value for key, value in record.items() if value != _DEFAULTS[key]}
-            file.write(json.dumps(sparse, ensure_ascii=False) + "\n")
+        for utterance in utterances:
+            record = asdict(utterance)
+            if faults.add(record, _faults(record)):
+                sparse = {key: value for key, value in record.items() if value != _DEFAULTS[key]}
+                sparse["audio"] = _relative(utterance.audio, folder)
+                file.write(json.dumps(sparse, ensure_ascii=False) + "\n")
+        faults.raise_for(path)
+    return len(faults)
+
+
+def digest_of(path: Path) -> str:
+    """A digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[TextIO]:
     """Open a text file that takes the place of ``path`` only when the block ends without an error."""
+    with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for a file that takes its place only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Faults:
+    """What is wrong with the lines of a manifest."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, str]] = []
+        self._ids = array("q")
+
+    def __len__(self) -> int:
+        """Lines so far."""
+        return len(self._ids)
+
+    def add(self, record: Mapping[str, Any], faults: Sequence[str]) -> bool:
+        """Count the next line; whether it is without faults."""
+        identifier = record.get("id")
+        # A line without an id repeats no other's: its number is as good as random.
+        self._ids.append(hash(identifier if isinstance(identifier, str) else ("line", len(self))))
+        self._found += [(len(self), fault) for fault in faults]
+        return not faults
+
+    def raise_for(self, path: Path) -> None:
+        """Raise what was found as a :class:`ManifestError`, in the order of the lines."""
+        ids = np.array(self._ids, dtype=np.int64)
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(np.diff(ids[order]) == 0) + 1
+        self._found += [(int(order[place]) + 1, f"its id is on line {order[place - 1] + 1} already") for place in again]
+        if self._found:
+            raise ManifestError(path, sorted(self._found, key=lambda fault: fault[0]))
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The record of each line, and what is wrong with it."""
+    with path.open("rb") as file:
+        # Bytes, so that a line that is not UTF-8 does not hide the faults of the others.
+        for line in file:
+            yield _parse(line.removesuffix(b"\n"))
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:
@@ -187,19 +239,11 @@ def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def _duplicate(record: Mapping[str, Any], number: int, first_line: dict[str, int]) -> list[str]:
-    """Note the record's id in ``first_line``; a fault where another line has it."""
-    identifier = record.get("id")
-    if not isinstance(identifier, str) or first_line.setdefault(identifier, number) == number:
-        return []
-    return [f"id '{identifier}' is already on line {first_line[identifier]}"]
-
-
-def _folder_of(path: Path) -> Path:
-    """The absolute folder of a file, without ``..`` but with its symbolic links."""
-    return Path(os.path.normpath(path.absolute().parent))
+def absolute(path: str | Path) -> str:
+    """An absolute path without ``..`` but with its symbolic links."""
+    return os.path.normpath(Path(path).absolute())
 
 
 def _relative(audio: str, folder: Path) -> str:
-    absolute = Path(os.path.normpath(Path(audio).absolute()))
-    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
+    path = Path(absolute(audio))
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

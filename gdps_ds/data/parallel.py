@@ -1,9 +1,11 @@
-"""Map over utterances in a pool of processes, in order."""
+"""Map over utterances in a pool of processes, in order and as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -12,28 +14,52 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AHEAD = 4
+"""Parts a worker that are taken from the items before they are needed: enough to keep all busy, and few in memory."""
+
 
 def map_in_order(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     *,
     workers: int,
     progress: bool,
     label: str,
-    chunk: int = 32,
+    total: int | None = None,
+    part: int = 32,
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for every item, in the order of ``items`` whatever the number of ``workers``.
 
-    ``workers`` 0 works in this process. The first error of any item is raised. Processes are spawned, because a fork
-    of a process that holds threads of torch or a collective library may hang.
+    ``workers`` 0 works in this process. The first error of any item is raised. Items are taken, ``part`` at a time, only a
+    little before their results are wanted.
     """
-    with tqdm(desc=label, total=len(items), disable=not progress) as bar:
-        if workers == 0:
-            for item in items:
-                yield function(item)
-                bar.update()
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for result in pool.map(function, items, chunksize=chunk):
-                yield result
-                bar.update()
+    with tqdm(desc=label, total=total, disable=not progress) as bar:
+        for result in _results(function, items, workers, part):
+            yield result
+            bar.update()
+
+
+def parts_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items, the last one shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def _results(function: Callable[[Item], Result], items: Iterable[Item], workers: int, size: int) -> Iterator[Result]:
+    if workers == 0:
+        yield from map(function, items)
+        return
+    # Spawned, because a fork of a process that holds threads of torch or a collective library may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending: deque[Future[list[Result]]] = deque()
+        for part in parts_of(items, size):
+            pending.append(pool.submit(_each, function, part))
+            if len(pending) > AHEAD * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _each(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [function(item) for item in items]

@@ -1,17 +1,24 @@
-"""Decode every utterance once, keep the usable ones with their true durations, and account for all the others."""
+"""Decode every utterance once, keep the usable ones with their true durations, and account for all the others.
+
+Utterances come and go one at a time; of those that went by, only a hash of each id is kept.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from gdps_ds.data.audio import SAMPLE_RATE, AudioError, read_segment
+import numpy as np
+from numpy.typing import NDArray
+
+from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, read_segment
 from gdps_ds.data.features import frames_of
-from gdps_ds.data.manifest import DataError, Unusable, Utterance
+from gdps_ds.data.manifest import DataError, Measured, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order
 
 DUPLICATE = "duplicate id"
@@ -38,7 +45,7 @@ class LanguageReport:
         lengths: whole seconds -> utterances kept.
         skipped: reason -> utterances that cannot be used; reasons are constants here and in ``audio``.
         examples: reason -> the first few ids.
-        sample_rates: native rate in Hz -> utterances kept. channels: native channels -> utterances kept.
+        sample_rates: native rate in Hz -> utterances decoded and kept. channels: native channels -> likewise.
     """
 
     kept: int = 0
@@ -65,8 +72,9 @@ class LanguageReport:
         self.seconds += decoded.seconds
         self.cut += decoded.cut
         self.shortened += decoded.shortened
-        self.sample_rates[decoded.native_rate] += 1
-        self.channels[decoded.channels] += 1
+        if decoded.native_rate:
+            self.sample_rates[decoded.native_rate] += 1
+            self.channels[decoded.channels] += 1
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -96,8 +104,11 @@ class PreparationReport:
         """Plain JSON, languages sorted."""
         return {language: self.languages[language].to_dict() for language in sorted(self.languages)}
 
-    def summary(self) -> str:
-        """A table for people: a line per language, and a line per reason for skipping with the first ids."""
+    def summary(self, shared: Mapping[str, int]) -> str:
+        """A table for people: a line per language, and a line per reason for skipping with the first ids.
+
+        ``shared``: utterances that other splits hold too, from :func:`overlaps`.
+        """
         lines = [f"{'language':<10}{'kept':>9}{'hours':>9}{'skipped':>9}{'cut':>7}  audio"]
         for language, report in sorted(self.languages.items()):
             audio = [f"{rate} Hz" for rate in sorted(report.sample_rates)]
@@ -110,7 +121,7 @@ class PreparationReport:
             lines += [f"{'':<10}{count:>27}  kept, but {note}" for note, count in notes.items() if count]
             for reason, count in report.skipped.most_common():
                 lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"{count} of them are in {split} too" for split, count in shared.items())])
 
     def require(self, languages: Iterable[str]) -> None:
         """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why."""
@@ -126,8 +137,15 @@ class PreparationReport:
         return f"{skipped.total()} read, " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
 
 
-def prepare(
+def prepare(utterances: Iterable[Utterance], **options: Any) -> tuple[list[Utterance], PreparationReport]:
+    """:func:`prepared` for what fits into a list, and the report of all."""
+    report = PreparationReport()
+    return list(prepared(utterances, report, **options)), report
+
+
+def prepared(
     utterances: Iterable[Utterance],
+    report: PreparationReport,
     *,
     languages: Sequence[str] | None,
     min_seconds: float,
@@ -136,10 +154,11 @@ def prepare(
     progress: bool = False,
     require_text: bool = True,
     too_long: Literal["skip", "cut"] = "skip",
-) -> tuple[list[Utterance], PreparationReport]:
+) -> Iterator[Utterance]:
     """Sort out what cannot be used, and fill in true durations.
 
     Args:
+        report: what became of every utterance is added to it; complete when the last utterance is out.
         languages: source languages that are kept; None keeps all.
         min_seconds: shorter utterances are skipped.
         max_seconds: longer utterances are skipped, or cut to this.
@@ -148,51 +167,51 @@ def prepare(
         progress: show a bar on stderr.
         too_long: ``cut`` keeps the beginning of what is too long, though its translation is of all of it.
 
-    Returns:
-        The usable utterances in their order, durations being whole samples at 16 kHz, and the report of all.
+    Yields:
+        The usable utterances in their order, durations being whole samples at 16 kHz.
 
     Raises:
         DataError: ``min_seconds`` and ``max_seconds`` leave nothing.
     """
     if not 0 <= min_seconds < max_seconds:
         raise DataError(f"min_seconds ({min_seconds}) must be at least 0 and below max_seconds ({max_seconds})")
-    report = PreparationReport()
-    checked = list(_checked(utterances, languages, require_text))
-    decoded = map_in_order(
-        partial(_decode, min_seconds=min_seconds, max_seconds=max_seconds, shorten=too_long == "cut"),
-        [utterance for utterance, fault in checked if fault is None],
-        workers=workers,
-        progress=progress,
-        label="decoding",
-    )
-    kept = []
-    for utterance, fault in checked:
-        outcome = next(decoded) if fault is None else fault
+    checked = _checked(utterances, languages, require_text)
+    measure = partial(_measure, min_seconds=min_seconds, max_seconds=max_seconds, shorten=too_long == "cut")
+    for utterance, outcome in map_in_order(measure, checked, workers=workers, progress=progress, label="decoding"):
         if isinstance(outcome, str):
             report.of(utterance.source_lang).skip(utterance, outcome)
         else:
             report.of(utterance.source_lang).keep(utterance, outcome)
-            kept.append(replace(utterance, duration=outcome.seconds))
-    return kept, report
+            yield Utterance(**asdict(utterance) | {"duration": outcome.seconds})
 
 
-def overlap(utterances: Iterable[Utterance], others: Iterable[Utterance]) -> int:
-    """How many utterances come from the same place of the same file as one of ``others``, or are the same sentence.
+def overlaps(utterances: Iterable[Utterance], others: Mapping[str, Iterable[Utterance]]) -> dict[str, int]:
+    """How many utterances come from the same place of the same file as one of another split, or are the same sentence.
 
-    A sentence is the same where transcript and translation are, as far as they are known.
+    A sentence is the same where transcript and translation are, as far as they are known. ``others`` and the result go by the
+    names of the splits; those that share nothing are left out.
     """
-    known = {mark for other in others for mark in _marks(other)}
-    return sum(not known.isdisjoint(_marks(utterance)) for utterance in utterances)
+    ours = _marks(utterances)
+    counts = {name: int(np.isin(ours, _marks(split)).any(axis=1).sum()) for name, split in others.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
-def _marks(utterance: Utterance) -> list[tuple[object, ...]]:
-    """What makes two utterances of two splits the same."""
+def _marks(utterances: Iterable[Utterance]) -> NDArray[np.int64]:
+    """(N, 2) what makes two utterances of two splits the same, hashed: their place, and their texts if there are any."""
+    hashes = np.fromiter((mark for utterance in utterances for mark in _marks_of(utterance)), dtype=np.int64)
+    return hashes.reshape(-1, 2)
+
+
+def _marks_of(utterance: Utterance) -> tuple[int, int]:
+    place = hash((utterance.audio, utterance.offset))
     texts = (utterance.source_text or "", utterance.target_text or "")
-    return [(utterance.audio, utterance.offset), *([texts] if any(texts) else [])]
+    return place, hash(texts) if any(texts) else place
 
 
 @dataclass(frozen=True)
 class _Decoded:
+    """What was found; ``native_rate`` and ``channels`` are 0 where nothing had to be decoded."""
+
     seconds: float
     cut: bool
     shortened: bool
@@ -204,36 +223,46 @@ def _checked(
     utterances: Iterable[Utterance], languages: Sequence[str] | None, require_text: bool
 ) -> Iterator[tuple[Utterance, str | None]]:
     """Each utterance with what is wrong with it as far as can be told without its audio."""
-    seen: set[str] = set()
+    seen: set[int] = set()  # hashes: ids are long
     for utterance in utterances:
         if isinstance(utterance, Unusable):
             yield utterance, utterance.reason
         elif languages is not None and utterance.source_lang not in languages:
             yield utterance, OTHER_LANGUAGE
-        elif utterance.id in seen:
+        elif (identity := hash(utterance.id)) in seen:
             yield utterance, DUPLICATE
         elif require_text and not (utterance.target_text or "").strip():
             yield utterance, NO_TEXT
         else:
-            seen.add(utterance.id)
+            seen.add(identity)
             yield utterance, None
 
 
-def _decode(utterance: Utterance, *, min_seconds: float, max_seconds: float, shorten: bool) -> _Decoded | str:
-    """Decode one utterance; a string is the reason why it cannot be used."""
-    asked = utterance.duration
-    # No more than it takes to see that it is too long: a segment without an end may lie in a talk of hours.
-    limit = max_seconds + 1.0 if asked is None else min(asked, max_seconds + 1.0)
-    try:
-        segment = read_segment(utterance.audio, utterance.offset, limit)
-    except AudioError as error:
-        return error.reason
-    seconds = len(segment.samples) / SAMPLE_RATE
+def _measure(
+    checked: tuple[Utterance, str | None], *, min_seconds: float, max_seconds: float, shorten: bool
+) -> tuple[Utterance, _Decoded | str]:
+    """Decode one utterance unless a fault is known or its duration is; a string is the reason why it cannot be used."""
+    utterance, fault = checked
+    if fault is not None:
+        return utterance, fault
+    asked, native_rate, channels = utterance.duration, 0, 0
+    if isinstance(utterance, Measured) and asked is not None:
+        if not Path(utterance.audio).is_file():
+            return utterance, MISSING
+        seconds = asked
+    else:
+        # No more than it takes to see that it is too long: a segment without an end may lie in a talk of hours.
+        limit = max_seconds + 1.0 if asked is None else min(asked, max_seconds + 1.0)
+        try:
+            segment = read_segment(utterance.audio, utterance.offset, limit)
+        except AudioError as error:
+            return utterance, error.reason
+        seconds, native_rate, channels = len(segment.samples) / SAMPLE_RATE, segment.native_rate, segment.channels
     if seconds < min_seconds or frames_of(seconds) == 0:
-        return TOO_SHORT
+        return utterance, TOO_SHORT
     longer = seconds > max_seconds
     if longer and not shorten:
-        return TOO_LONG
+        return utterance, TOO_LONG
     ends_early = not longer and asked is not None and asked - seconds > CUT_TOLERANCE
     kept = math.floor(max_seconds * SAMPLE_RATE) / SAMPLE_RATE if longer else seconds
-    return _Decoded(kept, ends_early, longer, segment.native_rate, segment.channels)
+    return utterance, _Decoded(kept, ends_early, longer, native_rate, channels)

@@ -8,9 +8,9 @@ run resumes from a :class:`Position` without replaying anything: of an epoch of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from torch.utils.data import Sampler
 from gdps_ds.data.manifest import DataError
 
 Indices = NDArray[np.int64]
+Draw = tuple[int, int]
+"""An utterance's index and the epoch that draws it, which says how it is augmented."""
 
 LENGTH_JITTER = 0.1
 """Lengths are sorted after stretching each by up to this share: neighbours change between epochs, padding hardly."""
@@ -141,16 +143,18 @@ class MicroBatches:
             epoch, chunk = (epoch, chunk + 1) if chunk + 1 < self._draws.chunks else (epoch + 1, 0)
         return Position(epoch, chunk, batch)
 
-    def take(self, position: Position, count: int) -> list[Indices]:
-        """The ``count`` global micro-batches from ``position`` on, across epochs where need be."""
-        taken: list[Indices] = []
-        while len(taken) < count:
+    def after(self, position: Position) -> Iterator[tuple[int, Indices]]:
+        """The micro-batches from ``position`` on, each with its epoch; without end."""
+        while True:
             position = self.advance(position, 0)
             batches = self._batches_of(position.epoch, position.chunk)
-            piece = batches[position.batch : position.batch + count - len(taken)]
-            taken += piece
-            position = self.advance(position, len(piece))
-        return taken
+            for batch in batches[position.batch :]:
+                yield position.epoch, batch
+            position = replace(position, batch=len(batches))
+
+    def take(self, position: Position, count: int) -> list[Indices]:
+        """The ``count`` global micro-batches from ``position`` on, across epochs where need be."""
+        return [batch for _, batch in islice(self.after(position), count)]
 
     def padding_waste(self, epoch: int = 0) -> float:
         """Share of an epoch's frames that is padding."""
@@ -158,8 +162,8 @@ class MicroBatches:
         return 1.0 - sum(int(part.sum()) for part in lengths) / sum(int(part.max()) * part.size for part in lengths)
 
 
-class UpdateSampler(Sampler[list[int]]):
-    """A torch ``batch_sampler``: one rank's share of the next ``updates`` updates, in order.
+class UpdateSampler(Sampler[list[Draw]]):
+    """A torch ``batch_sampler``: one rank's share of the next ``updates`` updates, in order, as indices with their epochs.
 
     Rank r of W works on micro-batches r, r + W, ... of the ``per_update`` that make up an update.
 
@@ -186,12 +190,10 @@ class UpdateSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self._updates * (self._per_update // self._world_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        position = self._start
-        for _ in range(self._updates):
-            for batch in self._micro_batches.take(position, self._per_update)[self._rank :: self._world_size]:
-                yield batch.tolist()
-            position = self._micro_batches.advance(position, self._per_update)
+    def __iter__(self) -> Iterator[list[Draw]]:
+        count = self._updates * self._per_update
+        for epoch, batch in islice(self._micro_batches.after(self._start), self._rank, count, self._world_size):
+            yield [(index, epoch) for index in batch.tolist()]
 
 
 def _check(lengths: NDArray[np.integer], max_frames: int, max_utterances: int) -> None:

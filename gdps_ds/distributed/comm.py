@@ -6,7 +6,9 @@ and what all ranks must agree on is compared by digest before it is used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -38,13 +40,25 @@ class Communicator:
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-        device = torch.device(accelerator.current_device_name())
-        return cls(dist.get_rank(), dist.get_world_size(), local_rank, device)
+        comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
+        comm._unlink_shared_memory()
+        return comm
 
     @staticmethod
     def stop() -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _unlink_shared_memory(self) -> None:
+        """Give DeepSpeed's shared-memory buffer back to the system when this process ends, however it ends.
+
+        On CPU each rank creates a file of 66 MB under /dev/shm and never removes it. Once all ranks have mapped it, the name
+        is not needed any more.
+        """
+        self.barrier()
+        name = f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{self.rank}"
+        for path in Path("/dev/shm").glob(name):
+            path.unlink(missing_ok=True)
 
     @property
     def is_main(self) -> bool:
@@ -92,6 +106,24 @@ class Communicator:
         if outcome[1] is not None:
             raise RankZeroError(outcome[1]) from cause
         return outcome[0]
+
+    def everywhere(self, compute: Callable[[], T], what: str) -> T:
+        """Run ``compute`` on every rank; each keeps its own result.
+
+        Raises:
+            RuntimeError: on every rank if it failed on any, naming the ranks and their errors.
+        """
+        result: Any = None
+        cause: Exception | None = None
+        try:
+            result = compute()
+        except Exception as error:
+            cause = error
+        errors = self.gather(None if cause is None else f"{type(cause).__name__}: {cause}")
+        if any(errors):
+            listing = "; ".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
+            raise RuntimeError(f"{what} failed ({listing})") from cause
+        return result
 
     def agree(self, digest: str, what: str) -> None:
         """Check that every rank holds the same ``digest`` of ``what``.

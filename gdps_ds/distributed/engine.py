@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -125,10 +124,8 @@ class Engine:
 
     def undo_scaling(self, global_tokens: float) -> float:
         """Factor from the gradients inside :meth:`backward` to those of the summed token loss."""
-        optimizer = self.deepspeed.optimizer
-        # Autocast to fp16 has torch's scaler, the optimizer's at ZeRO 1 to 3; plain fp16 has DeepSpeed's own.
-        scaler = self.deepspeed.torch_autocast_z0_gradscaler or getattr(optimizer, "torch_autocast_gradscaler", None)
-        loss_scale = scaler.get_scale() if scaler is not None else getattr(optimizer, "loss_scale", 1.0)
+        scaler = self._gradscaler()
+        loss_scale = scaler.get_scale() if scaler is not None else getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return global_tokens / (self.comm.world_size * loss_scale)
 
     def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> None:
@@ -143,15 +140,32 @@ class Engine:
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write DeepSpeed's own checkpoint into ``folder/tag``. Collective."""
-        self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def runtime_state(self) -> dict[str, Any]:
+        """What is neither weights nor moments: DeepSpeed's counters and the loss scale; JSON-able, equal on all ranks."""
+        scaler, own = self._gradscaler(), getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        numbers = {} if own is None else {k: v for k, v in vars(own).items() if isinstance(v, bool | int | float)}
+        return {
+            "counters": {name: getattr(self.deepspeed, name) for name in _COUNTERS},
+            "gradscaler": None if scaler is None else scaler.state_dict(),
+            "loss_scaler": {type(own).__name__: numbers},
+        }
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Restore weights, moments and counters from ``folder/tag``. Collective."""
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint at {folder / tag}")
+    def load_runtime_state(self, state: Mapping[str, Any]) -> None:
+        """Take over :meth:`runtime_state` of another engine; a scaler of another kind stays as it starts."""
+        for name, value in state["counters"].items():
+            setattr(self.deepspeed, name, value)
+        # By which DeepSpeed knows where an accumulation ends; another world size accumulates another number.
+        self.deepspeed.micro_steps = self.deepspeed.global_steps * self.accumulation
+        scaler, own = self._gradscaler(), getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        if scaler is not None and state["gradscaler"]:
+            scaler.load_state_dict(state["gradscaler"])
+        if own is not None:
+            vars(own).update(state["loss_scaler"].get(type(own).__name__, {}))
+
+    def _gradscaler(self) -> torch.amp.GradScaler | None:
+        """torch's scaler, which autocast to fp16 has (at ZeRO 1 to 3 it is the optimizer's); plain fp16 has DeepSpeed's own."""
+        autocast = self.deepspeed.torch_autocast_z0_gradscaler
+        return autocast or getattr(self.deepspeed.optimizer, "torch_autocast_gradscaler", None)
 
     def close(self) -> nn.Module:
         """Take the engine down and give back the bare module (its parameters stay partitioned at stage 3)."""
@@ -215,6 +229,24 @@ def model_loading(settings: Mapping[str, Any], train: TrainConfig, world_size: i
     del handle
 
 
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has taken the parameter's tensor apart."""
+    return hasattr(parameter, "ds_id")
+
+
+def gathered(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Context in which the parameters are whole on every rank. Collective where they are partitioned.
+
+    Args:
+        changed: rank 0's values inside the context are everybody's after it.
+    """
+    parameters = list(parameters)
+    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=0 if changed else None, enabled=any(map(is_partitioned, parameters))
+    )
+    return context
+
+
 def parameter_groups(model: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
     """Trainable parameters as the named groups :data:`TRUNK`, :data:`SITES` (dense blocks and shared lanes) and
     :data:`PRIVATE` (private lanes), empty groups left out."""
@@ -232,6 +264,7 @@ def _group_of(name: str, sites: Sequence[str]) -> str:
     return TRUNK
 
 
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _MODULE_ATTRIBUTES = (
     "pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining", "ds_recompute_parameters", "ds_id",
     "ds_inflight_param_registry", "_external_params",

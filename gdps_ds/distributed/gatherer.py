@@ -145,7 +145,7 @@ class GradientGatherer:
                 raise ValueError(
                     f"mining met a gradient that is not finite at '{site}'; lower the loss scale or mine in a pass"
                 )
-            sites[site] = SiteSketch(core, None)
+            sites[site] = SiteSketch(self._neurons[site].shape[2], core)
         sketches = Sketches(self.languages, tokens, utterances, sites, self.seed)
         return self.with_neurons(sketches, self.sites, comm) if neurons else sketches
 

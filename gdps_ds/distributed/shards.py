@@ -54,6 +54,14 @@ class Flat:
         tensor = self.master.data if key == MASTER else self.state.get(key)
         return None if tensor is None else tensor.view(-1)
 
+    def writable(self, key: str) -> Tensor:
+        """As :meth:`tensor`, for filling: moments that do not exist yet start as zeros."""
+        if key != MASTER and key not in self.state:
+            self.state[key] = torch.zeros_like(self.master.data)
+        tensor = self.tensor(key)
+        assert tensor is not None
+        return tensor
+
 
 class ShardedState:
     """Views on the local shards of an engine; they stay valid after the engine is torn down."""
@@ -64,8 +72,10 @@ class ShardedState:
         self.flats = tuple(_FLATS_OF_STAGE[self.stage](engine, _names(engine.module), comm.rank))
         self._where = {fragment.name: (flat, fragment) for flat in self.flats for fragment in flat.fragments}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
+    @property
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's part of every trainable parameter, in one order on all ranks."""
+        return (fragment for flat in self.flats for fragment in flat.fragments)
 
     @property
     def has_moments(self) -> bool:
@@ -73,9 +83,9 @@ class ShardedState:
         return all(key in flat.state for flat in self.flats for key in MOMENTS)
 
     @property
-    def step(self) -> Any:
-        """Adam's step count, a number or a tensor."""
-        return next(flat.state["step"] for flat in self.flats)
+    def step(self) -> float:
+        """Adam's step count; one for all parameters."""
+        return float(next(flat.state["step"] for flat in self.flats))
 
     def local(self, name: str, key: str) -> Tensor:
         """This rank's values of ``key`` for a parameter (a view; empty where it owns none)."""
@@ -95,6 +105,15 @@ class ShardedState:
         whole = whole.to(self._comm.device)
         whole.narrow(0, fragment.start, fragment.numel).copy_(local)
         return self._comm.sum(whole)[: math.prod(fragment.shape)].view(fragment.shape)
+
+
+def begin_moments(engine: DeepSpeedEngine, state: ShardedState, step: float) -> None:
+    """Tell a new engine of the moments that were written into its ``state``, as of Adam's step ``step``."""
+    for flat in state.flats:
+        # Each flat needs a tensor of its own: a shared one would be counted up once for every flat.
+        flat.state["step"] = torch.tensor(step, dtype=torch.float32)
+    if state.stage in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _names(module: nn.Module) -> dict[int, str]:

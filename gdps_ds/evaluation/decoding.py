@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from transformers import SeamlessM4TTokenizer
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, SeamlessM4TTokenizer
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
+from gdps_ds.data.manifest import DataError
 from gdps_ds.data.sampling import Indices, length_batches
-from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.comm import Communicator
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,21 @@ class Translation:
     reference: str | None
 
 
+class Generator(Protocol):
+    """A model that all ranks generate with: an :class:`~gdps_ds.distributed.engine.Engine`, or a replica on each rank."""
+
+    @property
+    def comm(self) -> Communicator: ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode without gradients."""
+
+    def generate(self, batch: Batch, decoder_input_ids: Tensor, **options: Any) -> Tensor:
+        """Token ids by ``transformers``' generate, from (B, 1) target language codes."""
+
+
 def translate(
-    engine: Engine,
+    engine: Generator,
     dataset: SpeechDataset,
     tokenizer: SeamlessM4TTokenizer,
     collate: Collator,
@@ -36,7 +53,9 @@ def translate(
     """Translate a set with beam search; in the order of the set, the same on every rank. Collective.
 
     Raises:
-        RuntimeError: an utterance was not translated; nothing is ever scored as an empty line instead.
+        DataError: the tokenizer lacks a target language.
+        RuntimeError: an utterance was not translated, or a score was not a number; nothing is ever scored as an empty line
+            instead.
     """
     batches = length_batches(dataset.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
     texts: dict[int, str] = {}
@@ -65,14 +84,36 @@ def rank_share(batches: Sequence[Indices], rank: int, world_size: int) -> Iterat
         yield batches[min(index, len(batches) - 1)].tolist(), index < len(batches)
 
 
-def _generate(engine: Engine, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig) -> list[str]:
-    codes = tokenizer.convert_tokens_to_ids([f"__{language}__" for language in batch.target_languages])
+def _generate(engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig) -> list[str]:
     ids = engine.generate(
         batch,
-        decoder_input_ids=torch.tensor(codes)[:, None],
+        decoder_input_ids=torch.tensor([_code(tokenizer, language) for language in batch.target_languages])[:, None],
         num_beams=settings.beams,
         max_new_tokens=settings.max_new_tokens,
         length_penalty=settings.length_penalty,
+        repetition_penalty=settings.repetition_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        logits_processor=LogitsProcessorList([_RefuseNaN(batch.utterances)]),
         do_sample=False,
     )
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _code(tokenizer: SeamlessM4TTokenizer, language: str) -> int:
+    """The token that starts a translation into ``language``."""
+    code: int = tokenizer.convert_tokens_to_ids(f"__{language}__")
+    if code == tokenizer.unk_token_id:
+        raise DataError(f"the tokenizer has no target language '{language}' (token __{language}__)")
+    return code
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Beam search goes on with scores that are NaN, and its output looks like any other."""
+
+    def __init__(self, utterances: Sequence[str]) -> None:
+        self._utterances = utterances
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise RuntimeError(f"translating gave NaN in the batch of utterances {', '.join(self._utterances)}")
+        return scores

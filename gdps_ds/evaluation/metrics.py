@@ -1,12 +1,19 @@
-"""BLEU, chrF++ and TER by sacreBLEU (Post 2018), with signatures, after one of the field's text normalisations."""
+"""BLEU, chrF++ and TER by sacreBLEU (Post 2018), with signatures, after one of the field's text normalisations.
+
+Every score here is a function of sums over utterances, so utterances are counted once (:class:`Statistics`) and any selection
+of them, such as a bootstrap resample, is scored by adding up.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 Normaliser = Callable[[str], str]
@@ -35,10 +42,31 @@ NORMALISERS: dict[str, Normaliser] = {
 }
 
 METRICS: dict[str, Callable[[], Any]] = {"BLEU": BLEU, "chrF++": lambda: CHRF(word_order=2), "TER": TER}
+LOWER_IS_BETTER = frozenset({"TER"})
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], normaliser: str) -> dict[str, float]:
-    """Corpus scores of one language, one reference each.
+@dataclass(frozen=True)
+class Statistics:
+    """A corpus score in the making.
+
+    Attributes:
+        rows: (N, K) float64, what each utterance adds.
+        of_sum: (K,) sums -> score.
+    """
+
+    rows: NDArray[np.float64]
+    of_sum: Callable[[Sequence[float]], float]
+
+    @property
+    def score(self) -> float:
+        return self.of_sum(self.rows.sum(0).tolist())
+
+
+def statistics(hypotheses: Sequence[str], references: Sequence[str], normaliser: str) -> dict[str, Statistics]:
+    """Statistics of every metric of :data:`METRICS`, one reference each.
+
+    sacreBLEU's paired tests rest on the same two methods of its metrics; they are not public, hence the tests that compare
+    the scores here with ``corpus_score``.
 
     Raises:
         ValueError: no hypotheses, or not as many as references.
@@ -47,21 +75,55 @@ def score(hypotheses: Sequence[str], references: Sequence[str], normaliser: str)
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references")
     normalise = NORMALISERS[normaliser]
     system, reference = [normalise(text) for text in hypotheses], [normalise(text) for text in references]
-    return {name: metric().corpus_score(system, [reference]).score for name, metric in METRICS.items()}
+    return {name: _statistics(metric(), system, reference) for name, metric in METRICS.items()}
+
+
+def mean_statistics(scores: Sequence[float] | NDArray[np.float64]) -> Statistics:
+    """Statistics of a metric that is the mean of its utterances' scores, such as COMET."""
+    rows = np.stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))], axis=1)
+    return Statistics(rows, lambda sums: sums[0] / sums[1])
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], normaliser: str) -> dict[str, float]:
+    """Corpus scores of one language; raises as :func:`statistics` does."""
+    return {name: each.score for name, each in statistics(hypotheses, references, normaliser).items()}
 
 
 def signatures(normaliser: str) -> dict[str, str]:
     """sacreBLEU's signature of each metric with one reference, and the normalisation before it."""
-    return {name: f"{_signature(metric())}|norm:{normaliser}" for name, metric in METRICS.items()}
+    return {name: f"{_signature(metric())}|normaliser:{normaliser}" for name, metric in METRICS.items()}
 
 
 def score_languages(
-    hypotheses: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str]], normaliser: str
+    hypotheses: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str | None]], normaliser: str
 ) -> dict[str, dict[str, float]]:
-    """Scores by source language, and their mean over languages as ``mean``."""
-    scores = {language: score(hypotheses[language], references[language], normaliser) for language in hypotheses}
-    mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in METRICS}
-    return scores | {"mean": mean}
+    """Scores by source language over the utterances that have references, and their mean over languages as ``mean``.
+
+    Languages without any reference are left out; where no language has one, so is the mean. :func:`unscored` names them.
+    """
+    scores = {}
+    for language, translations in hypotheses.items():
+        pairs = [pair for pair in zip(translations, references[language], strict=True) if is_reference(pair[1])]
+        if pairs:
+            scores[language] = score([ours for ours, _ in pairs], [str(theirs) for _, theirs in pairs], normaliser)
+    mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in METRICS} if scores else None
+    return scores | ({"mean": mean} if mean else {})
+
+
+def unscored(references: Mapping[str, Sequence[str | None]]) -> str:
+    """A line that names the languages with utterances that have no reference, and how many; empty where all have one."""
+    missing = {language: sum(not is_reference(text) for text in texts) for language, texts in references.items()}
+    listed = [f"{language} ({count} of {len(references[language])})" for language, count in missing.items() if count]
+    return f"translated, but not scored for want of references: {', '.join(listed)}" if listed else ""
+
+
+def is_reference(text: str | None) -> bool:
+    return bool(text and text.strip())
+
+
+def _statistics(metric: Any, system: Sequence[str], reference: Sequence[str]) -> Statistics:
+    rows = np.array(metric._extract_corpus_statistics(system, [reference]), dtype=np.float64)
+    return Statistics(rows, lambda sums: metric._compute_score_from_stats(sums).score)
 
 
 def _signature(metric: Any) -> str:

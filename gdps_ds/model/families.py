@@ -54,7 +54,7 @@ def load_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, seed: int
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _freeze(model, settings.freeze)
-    _keep_padding_out_of_adaptor(model)
+    keep_padding_out_of_adaptor(model)
     return model
 
 
@@ -103,6 +103,11 @@ def route_of(model: nn.Module, lane: str) -> tuple[Router, int] | None:
     parent = model.get_submodule(block)
     assert isinstance(parent, GroupedFeedForward)
     return parent.router, int(group)
+
+
+def dense_block(model: Any, activation: nn.Module, dropout: float) -> nn.Module:
+    """An undivided feed-forward block of the model's speech encoder."""
+    return SeamlessM4TConformerFeedForward(model.config, act_fn=activation, dropout=dropout)
 
 
 def hidden_widths(model: nn.Module) -> dict[str, int]:
@@ -173,7 +178,7 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def _keep_padding_out_of_adaptor(model: SeamlessM4TForSpeechToText) -> None:
+def keep_padding_out_of_adaptor(model: SeamlessM4TForSpeechToText) -> None:
     """Zero padded frames where the adaptor's strided convolutions read them.
 
     ``transformers`` lets the last window of a padded utterance read padded frames, so its output would depend on how long

@@ -41,18 +41,22 @@ class Router:
     Args:
         groups: the plan's language groups.
         languages: the run's source languages, in the order of the indices that :meth:`assign` takes.
+        fallback: a language of the groups whose lane takes the utterances of languages that are in no group.
 
     Raises:
-        ValueError: a language belongs to no group.
+        ValueError: a language belongs to no group, and there is no fallback.
     """
 
-    def __init__(self, groups: Sequence[Sequence[str]], languages: Sequence[str]) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]], languages: Sequence[str], fallback: str | None = None) -> None:
         self.groups = tuple(tuple(group) for group in groups)
-        group_of = {language: index for index, group in enumerate(self.groups) for language in group}
+        group_of: dict[str | None, int] = {lang: index for index, group in enumerate(self.groups) for lang in group}
         missing = [language for language in languages if language not in group_of]
-        if missing:
-            raise ValueError(f"no group of the plan has {', '.join(missing)} (data.languages and plan.groups must agree)")
-        self._group_of_language = torch.tensor([group_of[language] for language in languages])
+        if missing and fallback is None:
+            raise ValueError(
+                f"no group of the plan has {', '.join(missing)} (data.languages and the plan's groups must agree, or the plan "
+                "must name a fallback)"
+            )
+        self._group_of_language = torch.tensor([group_of[lang if lang in group_of else fallback] for lang in languages])
         self._assignment: Assignment | None = None
 
     def assign(self, languages: Tensor, device: torch.device | str) -> None:

@@ -1,12 +1,15 @@
-"""Splits the feed-forward blocks that a plan names: where each tensor of the new lanes comes from, and the split itself.
+"""Changes which lanes a model's feed-forward blocks have: splits dense blocks, divides lanes further, merges them back.
 
-:func:`lane_sources` says it once for weights *and* for Adam's moments: every parameter of a lane is a selection of neurons
-of one parameter of the dense block.
+:func:`block_sources` says once, for weights *and* for Adam's moments, where every tensor of a new block comes from. Hidden
+neurons keep their numbers through every split, so one rule covers all changes: a neuron of a lane is the mean of that neuron
+over the languages that the lane serves. Where those languages shared it before, that is the neuron itself, and the model's
+function stays the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,92 +17,217 @@ import torch
 from torch import Tensor, nn
 
 from gdps_ds.analysis.sketch import seed_of
-from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR
+from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, dense_block
 from gdps_ds.model.grouped_ffn import GroupedFeedForward
 from gdps_ds.model.routing import Router
-from gdps_ds.plan import SharingPlan, SitePlan
+from gdps_ds.plan import SharingPlan
 
-BLOCK_PARAMETERS = tuple(f"{linear}.{kind}" for linear in (INPUT_LINEAR, OUTPUT_LINEAR) for kind in ("weight", "bias"))
+_NEURON_DIMENSIONS = {f"{INPUT_LINEAR}.weight": 0, f"{INPUT_LINEAR}.bias": 0, f"{OUTPUT_LINEAR}.weight": 1}
+OUTPUT_BIAS = f"{OUTPUT_LINEAR}.bias"
+
+
+@dataclass(frozen=True)
+class LaneContent:
+    """The hidden neurons of a lane, and the languages that pass through it."""
+
+    neurons: tuple[int, ...]
+    languages: tuple[str, ...]
+
+
+Lanes = Mapping[str, LaneContent]
+"""Prefix of the parameters of a lane within its block (empty for a dense block, which is one lane) -> its content."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neurons at positions ``take`` of an old parameter, which enter positions ``put`` of the new one with ``weight``."""
+
+    name: str
+    take: tuple[int, ...]
+    put: tuple[int, ...]
+    weight: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter of a lane comes from: ``neurons`` along dimension ``dim`` of the dense block's ``name``."""
+    """Where a parameter of a block comes from: parts of old ones along dimension ``dim``; None copies the one part whole."""
 
-    name: str
-    dim: int
-    neurons: tuple[int, ...] | None
+    dim: int | None
+    width: int
+    parts: tuple[Part, ...]
 
-    def select(self, dense: Tensor) -> Tensor:
-        """The lane's tensor, given the dense block's (a copy; None as neurons takes all of it)."""
-        if self.neurons is None:
-            return dense.clone()
-        return dense.index_select(self.dim, torch.tensor(self.neurons, device=dense.device))
+    def assemble(self, read: Callable[[str], Tensor]) -> Tensor:
+        """The new tensor (a copy); ``read`` gives the old block's tensors by name, and one at a time is held."""
+        if self.dim is None:
+            return read(self.parts[0].name).clone()
+        new: Tensor | None = None
+        for part in self.parts:
+            old = read(part.name)
+            if new is None:
+                new = old.new_zeros([self.width if dim == self.dim else size for dim, size in enumerate(old.shape)])
+            values = old.index_select(self.dim, torch.tensor(part.take, device=old.device))
+            weight = torch.tensor(part.weight, dtype=old.dtype, device=old.device)
+            values *= weight if self.dim == old.dim() - 1 else weight.unsqueeze(-1)
+            new.index_add_(self.dim, torch.tensor(part.put, device=old.device), values)
+        assert new is not None
+        return new
 
 
-def lane_sources(site: SitePlan) -> dict[str, Source]:
-    """Parameter of the split block -> its :class:`Source` in the dense block, names relative to the block."""
-    lanes = {"shared": site.shared} | {f"private.{group}": neurons for group, neurons in enumerate(site.private)}
+def lanes_by(plan: SharingPlan, site: str, hidden: int) -> Lanes:
+    """The lanes that ``plan`` gives the block ``site`` of ``hidden`` neurons: one dense lane where it is not split."""
+    for each in plan.sites:
+        if each.name == site:
+            private = zip(each.private, plan.groups, strict=True)
+            return {"shared.": LaneContent(each.shared, plan.languages)} | {
+                f"private.{index}.": LaneContent(neurons, group) for index, (neurons, group) in enumerate(private)
+            }
+    return {"": LaneContent(tuple(range(hidden)), plan.languages)}
+
+
+def block_sources(old: Lanes, new: Lanes) -> dict[str, Source]:
+    """Parameter of the new block -> its :class:`Source` in the old one, names relative to the block."""
     sources = {}
-    for lane, neurons in lanes.items():
-        sources[f"{lane}.{INPUT_LINEAR}.weight"] = Source(f"{INPUT_LINEAR}.weight", 0, neurons)
-        sources[f"{lane}.{INPUT_LINEAR}.bias"] = Source(f"{INPUT_LINEAR}.bias", 0, neurons)
-        sources[f"{lane}.{OUTPUT_LINEAR}.weight"] = Source(f"{OUTPUT_LINEAR}.weight", 1, neurons)
-    sources[f"shared.{OUTPUT_LINEAR}.bias"] = Source(f"{OUTPUT_LINEAR}.bias", 0, None)
-    return sources
+    for prefix, lane in new.items():
+        flows = _flows(lane, old)
+        for name, dim in _NEURON_DIMENSIONS.items():
+            parts = tuple(Part(f"{origin}{name}", *flow) for origin, flow in flows.items())
+            sources[f"{prefix}{name}"] = Source(dim, len(lane.neurons), parts)
+    bias = Part(f"{_first(old)}{OUTPUT_BIAS}", (), (), ())
+    return sources | {f"{_first(new)}{OUTPUT_BIAS}": Source(None, 0, (bias,))}
+
+
+def _first(lanes: Lanes) -> str:
+    """The lane that every utterance passes through owns the output bias: the dense one or the shared one."""
+    return next(iter(lanes))
+
+
+def _flows(lane: LaneContent, old: Lanes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]]:
+    """Old lane -> (positions there, positions here, weights) of the neurons that come from it.
+
+    An old lane counts by how many of the lane's languages pass through it. A neuron that none of them had (``width:
+    constant`` gives each group neurons of its own) is the mean over those that had it.
+    """
+    places = {prefix: {neuron: place for place, neuron in enumerate(content.neurons)} for prefix, content in old.items()}
+    served = {prefix: len(set(lane.languages) & set(content.languages)) for prefix, content in old.items()}
+    flows: dict[str, tuple[list[int], list[int], list[float]]] = {prefix: ([], [], []) for prefix in old}
+    for put, neuron in enumerate(lane.neurons):
+        holders = [prefix for prefix in old if neuron in places[prefix]]
+        counts = {prefix: served[prefix] for prefix in holders if served[prefix]}
+        counts = counts or {prefix: len(old[prefix].languages) for prefix in holders}
+        for prefix, count in counts.items():
+            take, puts, weights = flows[prefix]
+            take.append(places[prefix][neuron])
+            puts.append(put)
+            weights.append(count / sum(counts.values()))
+    return {prefix: (tuple(take), tuple(put), tuple(weight)) for prefix, (take, put, weight) in flows.items() if take}
 
 
 def keeps_function(plan: SharingPlan) -> bool:
-    """Whether the split model computes exactly what the uniform one does."""
+    """Whether a dense model that is split by ``plan`` computes exactly what it did."""
     return plan.width == "preserve" and plan.init == "neurons"
 
 
-def build_block(
-    dense: Any, weights: Mapping[str, Tensor], site: SitePlan, plan: SharingPlan, router: Router, seed: int
-) -> GroupedFeedForward:
-    """The split block of ``site``, initialised by ``plan.init``.
+def changed_blocks(old: SharingPlan, new: SharingPlan) -> dict[str, tuple[Lanes, Lanes]]:
+    """Block whose lanes under ``new`` are not those under ``old`` -> its lanes before and after, in one order on all ranks."""
+    hidden = {site.name: site.hidden for site in (*old.sites, *new.sites)}
+    lanes = {name: (lanes_by(old, name, width), lanes_by(new, name, width)) for name, width in sorted(hidden.items())}
+    return {name: pair for name, pair in lanes.items() if pair[0] != pair[1]}
+
+
+Gathered = Callable[[Iterable[nn.Parameter]], contextlib.AbstractContextManager[Any]]
+
+
+def _as_they_are(parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def new_blocks(
+    model: nn.Module, old: SharingPlan, new: SharingPlan, router: Router | None, seed: int, gathered: Gathered = _as_they_are
+) -> dict[str, nn.Module]:
+    """The blocks that turn a model of plan ``old`` into one of plan ``new``, by name; the model is not touched.
 
     Args:
-        dense: the block that is replaced; gives the activation and the dropout, never its weights (they may be partitioned).
-        weights: the dense block's full tensors by :data:`BLOCK_PARAMETERS`.
+        router: of the new plan; None where the new plan is uniform.
         seed: run seed of ``init: random`` and of what ``init: svd`` leaves open.
+        gathered: makes the parameters of a block whole while they are read, where they are partitioned.
     """
-    reference = weights[f"{INPUT_LINEAR}.weight"]
-    with torch.device("meta"):
-        block = GroupedFeedForward(
-            reference.shape[1],
-            len(site.shared),
-            [len(neurons) for neurons in site.private],
-            activation=dense.intermediate_act_fn,
-            dropout=dense.intermediate_dropout.p,
-            router=router,
-        )
-    block = block.to_empty(device=reference.device).to(reference.dtype)
-    generator = torch.Generator().manual_seed(seed_of(seed, "lanes", site.name))
-    values = {
-        "neurons": lambda: {name: source.select(weights[source.name]) for name, source in lane_sources(site).items()},
-        "svd": lambda: _svd_lanes(weights, site, plan.energy_shares, generator),
-        "random": lambda: _random_lanes(weights, site, generator),
-    }[plan.init]()
-    block.load_state_dict(values)
-    for name, parameter in block.named_parameters():
-        # A lane is trained where the dense parameter that it comes from was.
-        parameter.requires_grad_(dense.get_parameter(lane_sources(site)[name].name).requires_grad)
-    return block.train(dense.training)
+    blocks = {}
+    for name, (lanes_before, lanes_after) in changed_blocks(old, new).items():
+        block = model.get_submodule(name)
+        parameters = dict(block.named_parameters())
+        with gathered(parameters.values()), torch.no_grad():
+            sources = block_sources(lanes_before, lanes_after)
+            if new.init == "neurons" or "" in lanes_after:
+                values = {each: source.assemble(parameters.__getitem__) for each, source in sources.items()}
+            else:
+                to_dense = block_sources(lanes_before, lanes_by(SharingPlan.uniform(new.languages), name, _hidden(new, name)))
+                dense = {each: source.assemble(parameters.__getitem__) for each, source in to_dense.items()}
+                values = _fresh_lanes(dense, new, name, seed)
+            blocks[name] = _empty_block(model, block, lanes_after, router, values)
+        for each, parameter in blocks[name].named_parameters():
+            # A lane is trained where the parameter that it comes from was.
+            parameter.requires_grad_(parameters[sources[each].parts[0].name].requires_grad)
+    return blocks
 
 
 def split_model(model: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int) -> Router:
-    """Split every site of ``plan`` in a plain (unpartitioned) model in place; the router that the caller must set."""
-    router = Router(plan.groups, languages)
-    for site in plan.sites:
-        dense = model.get_submodule(site.name)
-        weights = {name: dense.get_parameter(name).detach() for name in BLOCK_PARAMETERS}
-        model.set_submodule(site.name, build_block(dense, weights, site, plan, router, seed))
+    """Split a plain, uniform model by ``plan`` in place; the router that the caller must set before each batch."""
+    router = Router(plan.groups, languages, plan.fallback)
+    install(model, new_blocks(model, SharingPlan.uniform(plan.languages), plan, router, seed), router)
     return router
 
 
+def install(model: nn.Module, blocks: Mapping[str, nn.Module], router: Router | None) -> None:
+    """Put ``blocks`` in their places; split blocks that stay follow the new router too."""
+    for name, block in blocks.items():
+        model.set_submodule(name, block)
+    for module in model.modules():
+        if isinstance(module, GroupedFeedForward) and router is not None:
+            module.router = router
+
+
+def _hidden(plan: SharingPlan, name: str) -> int:
+    return next(site.hidden for site in plan.sites if site.name == name)
+
+
+def _empty_block(
+    model: nn.Module, like: nn.Module, lanes: Lanes, router: Router | None, values: Mapping[str, Tensor]
+) -> nn.Module:
+    """A block of these lanes that holds ``values``, with the activation, dropout and mode of ``like``."""
+    lane: Any = like.shared if isinstance(like, GroupedFeedForward) else like
+    reference = next(iter(values.values()))
+    block: nn.Module
+    with torch.device("meta"):
+        if router is None or "" in lanes:
+            block = dense_block(model, lane.intermediate_act_fn, lane.intermediate_dropout.p)
+        else:
+            shared, *private = (len(content.neurons) for content in lanes.values())
+            block = GroupedFeedForward(
+                values[f"shared.{INPUT_LINEAR}.weight"].shape[1],
+                shared,
+                private,
+                activation=lane.intermediate_act_fn,
+                dropout=lane.intermediate_dropout.p,
+                router=router,
+            )
+    block = block.to_empty(device=reference.device).to(reference.dtype)
+    block.load_state_dict(dict(values))
+    return block.train(like.training)
+
+
+def _fresh_lanes(dense: Mapping[str, Tensor], plan: SharingPlan, name: str, seed: int) -> dict[str, Tensor]:
+    """Lanes by ``init: svd`` or ``init: random`` from the tensors of a dense block."""
+    lanes = lanes_by(plan, name, _hidden(plan, name))
+    generator = torch.Generator().manual_seed(seed_of(seed, "lanes", name))
+    return (
+        _svd_lanes(dense, lanes, plan.energy_shares, generator)
+        if plan.init == "svd"
+        else _random_lanes(dense, lanes, generator)
+    )
+
+
 def _svd_lanes(
-    weights: Mapping[str, Tensor], site: SitePlan, energy_shares: tuple[float, ...], generator: torch.Generator
+    weights: Mapping[str, Tensor], lanes: Lanes, energy_shares: tuple[float, ...], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The published energy-driven initialisation (paper, Section 3.4): lanes from the SVD of W = W_out W_in.
 
@@ -110,17 +238,17 @@ def _svd_lanes(
     """
     w_in, w_out = weights[f"{INPUT_LINEAR}.weight"].double(), weights[f"{OUTPUT_LINEAR}.weight"].double()
     u, s, vh = torch.linalg.svd(w_out @ w_in, full_matrices=False)
-    top = max(1, round(len(s) * len(site.shared) / site.hidden))
-    values = _lane_of_components("shared", u[:, :top], s[:top], vh[:top], len(site.shared), weights, generator)
-    values[f"shared.{OUTPUT_LINEAR}.bias"] = weights[f"{OUTPUT_LINEAR}.bias"].clone()
-    for group, (neurons, share) in enumerate(zip(site.private, energy_shares, strict=True)):
-        lane = f"private.{group}"
-        values |= _lane_of_components(lane, u[:, top:], share * s[top:], vh[top:], len(neurons), weights, generator)
+    top = max(1, round(len(s) * len(lanes["shared."].neurons) / w_in.shape[0]))
+    values = {f"shared.{OUTPUT_BIAS}": weights[OUTPUT_BIAS].clone()}
+    for (prefix, lane), share in zip(lanes.items(), (None, *energy_shares), strict=True):
+        part = slice(None, top) if share is None else slice(top, None)
+        scaled = s[part] * (1.0 if share is None else share)
+        values |= _lane_of_components(prefix, u[:, part], scaled, vh[part], len(lane.neurons), weights, generator)
     return values
 
 
 def _lane_of_components(
-    lane: str, u: Tensor, s: Tensor, vh: Tensor, width: int, weights: Mapping[str, Tensor], generator: torch.Generator
+    prefix: str, u: Tensor, s: Tensor, vh: Tensor, width: int, weights: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """A lane of ``width`` neurons whose linear equivalent is u diag(s) vh, cut to the top ``width`` components."""
     w_in = weights[f"{INPUT_LINEAR}.weight"]
@@ -131,18 +259,18 @@ def _lane_of_components(
     outgoing = torch.zeros(u.shape[0], width, dtype=w_in.dtype, device=w_in.device)
     outgoing[:, :rank] = (u[:, :rank] * root).to(w_in)
     return {
-        f"{lane}.{INPUT_LINEAR}.weight": incoming,
-        f"{lane}.{INPUT_LINEAR}.bias": torch.zeros(width, dtype=w_in.dtype, device=w_in.device),
-        f"{lane}.{OUTPUT_LINEAR}.weight": outgoing,
+        f"{prefix}{INPUT_LINEAR}.weight": incoming,
+        f"{prefix}{INPUT_LINEAR}.bias": torch.zeros(width, dtype=w_in.dtype, device=w_in.device),
+        f"{prefix}{OUTPUT_LINEAR}.weight": outgoing,
     }
 
 
-def _random_lanes(weights: Mapping[str, Tensor], site: SitePlan, generator: torch.Generator) -> dict[str, Tensor]:
+def _random_lanes(weights: Mapping[str, Tensor], lanes: Lanes, generator: torch.Generator) -> dict[str, Tensor]:
     """Control: lanes drawn afresh with the mean and spread of the dense block's tensors."""
-    values = {}
-    for name, source in lane_sources(site).items():
-        like = source.select(weights[source.name])
-        drawn = torch.randn(like.shape, generator=generator).to(like)
-        dense = weights[source.name]
-        values[name] = like if source.neurons is None else drawn * dense.std() + dense.mean()
+    values = {f"shared.{OUTPUT_BIAS}": weights[OUTPUT_BIAS].clone()}
+    for prefix, lane in lanes.items():
+        for name, dim in _NEURON_DIMENSIONS.items():
+            dense = weights[name]
+            shape = [len(lane.neurons) if each == dim else size for each, size in enumerate(dense.shape)]
+            values[f"{prefix}{name}"] = torch.randn(shape, generator=generator).to(dense) * dense.std() + dense.mean()
     return values

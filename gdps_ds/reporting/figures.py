@@ -15,11 +15,9 @@ from scipy.cluster.hierarchy import dendrogram, to_tree
 from gdps_ds.reporting.style import (
     INK,
     MARKERS,
-    NARROW,
     SHARED_COLOUR,
     SMALL,
     TEXT,
-    WIDE,
     cell,
     colour_bar,
     colour_of,
@@ -27,7 +25,6 @@ from gdps_ds.reporting.style import (
     layers_of,
     matrix_axes,
     panels,
-    tidy,
 )
 
 Array = NDArray[np.float64]
@@ -51,7 +48,7 @@ def similarity_map(title: str, languages: Sequence[str], rho: Array, low: Array,
     """
     count = len(languages)
     side = float(np.clip((0.55 if count <= ANNOTATED else 0.22) * count, 2.6, 8.0))
-    figure, (axes,) = panels(1, side + 2.0, side + 0.6)
+    figure, (axes,) = panels(1, side + 0.6, side + 2.0)
     below = np.tri(count, k=-1, dtype=bool)
     with np.errstate(invalid="ignore"):
         spread = np.where(np.isfinite(low) & np.isfinite(high), high - low, np.nan)
@@ -84,7 +81,7 @@ def language_tree(
         title: of the figure.
     """
     count = len(languages)
-    figure, (axes,) = panels(1, NARROW, max(1.9, 1.0 + (0.28 if count <= 40 else 0.13) * count))
+    figure, (axes,) = panels(1, max(1.9, 1.0 + (0.28 if count <= 40 else 0.13) * count))
     _, nodes = to_tree(linkage, rd=True)
     under = [{int(labels[leaf]) for leaf in node.pre_order()} for node in nodes]
     colours = [colour_of(min(groups)) if len(groups) == 1 else SHARED_COLOUR for groups in under]
@@ -111,12 +108,10 @@ def conflict_by_layer(sites: Mapping[str, Figures], chosen: Sequence[str]) -> Fi
         sites: ``plan.evidence["sites"]``.
         chosen: the sites that are split; they are ringed.
     """
-    figure = Figure(figsize=(WIDE, 4.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    figure, (upper, lower) = panels(2, 4.8, sharex=True)
     layers = layers_of(list(sites))
     kinds = list(dict.fromkeys(kind for kind, _ in layers.values()))
     for axes, key in ((upper, "conflict"), (lower, "weighted_conflict")):
-        tidy(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
         for index, kind in enumerate(kinds):
             shift = 0.16 * (index - (len(kinds) - 1) / 2)
@@ -140,24 +135,24 @@ def capacity_decision(capacity: Figures, hidden: int) -> Figure:
         capacity: ``plan.evidence["splits"][site]["capacity"]``.
         hidden: h, hidden neurons of the block.
     """
-    figure, (left, right) = panels(2, WIDE, 3.1, sharey=True)
+    figure, (upper, lower) = panels(2, 5.2)
     delta, share = capacity["delta"], capacity["common_share"]
     edges = [min(-0.01, (delta or 0) - 0.02), 0.05, 0.15, max(0.25, (delta or 0) + 0.02)]
-    left.stairs([0.75, 0.5, 0.25], edges, baseline=None, color=SHARED_COLOUR, linewidth=2)
-    left.set_xlabel("delta = mean S_self − mean S_cross", fontsize=TEXT)
-    left.set_ylabel("hidden neurons that are shared", fontsize=TEXT)
-    left.set_title("published thresholds", fontsize=TEXT + 1, loc="left")
+    upper.stairs([0.75, 0.5, 0.25], edges, baseline=None, color=SHARED_COLOUR, linewidth=2)
+    upper.set_xlabel("delta = mean S_self − mean S_cross", fontsize=TEXT)
+    upper.set_title("published thresholds", fontsize=TEXT + 1, loc="left")
     if delta is not None:
-        left.plot(delta, 0.75 if delta < 0.05 else 0.5 if delta < 0.15 else 0.25, "D", ms=8, color=colour_of(1))
-    right.plot([-0.15, 0, 1], [0, 0, 1], color=SHARED_COLOUR, linewidth=2)
-    right.set_xlabel("rho between the groups (95 % interval)", fontsize=TEXT)
-    right.set_title("continuous rule", fontsize=TEXT + 1, loc="left")
+        upper.plot(delta, 0.75 if delta < 0.05 else 0.5 if delta < 0.15 else 0.25, "D", ms=8, color=colour_of(1))
+    lower.plot([-0.15, 0, 1], [0, 0, 1], color=SHARED_COLOUR, linewidth=2)
+    lower.set_xlabel("rho between the groups (95 % interval)", fontsize=TEXT)
+    lower.set_title("continuous rule", fontsize=TEXT + 1, loc="left")
     if share["value"] is not None:
-        ends = _ends(share, right.get_xlim())
-        right.errorbar(
+        ends = _ends(share, lower.get_xlim())
+        lower.errorbar(
             share["value"], np.clip(share["value"], 0, 1), xerr=ends, fmt="o", ms=8, capsize=4, color=colour_of(0), zorder=3
         )
-    for axes in (left, right):
+    for axes in (upper, lower):
+        axes.set_ylabel("neurons that are shared", fontsize=TEXT)
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if "shared_width" in capacity:
@@ -172,14 +167,14 @@ def energy_shares(shares: Mapping[str, float], groups: Sequence[Sequence[str]], 
     """pi, the share of the energy of the joint singular components: of each language, and of each group."""
     languages = [language for group in groups for language in group]
     owner = [index for index, group in enumerate(groups) for _ in group]
-    step = 0.28 if len(languages) <= 40 else 0.15
-    figure, (left, right) = panels(2, WIDE, max(2.0, 0.8 + step * len(languages)), width_ratios=(3, 2))
+    step, rows = 0.28 if len(languages) <= 40 else 0.15, (len(languages), len(groups))
+    figure, (upper, lower) = panels(2, 1.6 + step * sum(rows), height_ratios=rows)
     names = [group_name(group) for group in groups]
-    _shares(left, languages, [shares[language] for language in languages], [colour_of(index) for index in owner])
-    _shares(right, names, group_shares, [colour_of(index) for index in range(len(groups))])
-    left.axvline(1 / len(languages), color=INK, linewidth=1, linestyle=":")
-    left.set_xlabel("a language's share pi (dotted: equal shares)", fontsize=TEXT)
-    right.set_xlabel("a group's share pi", fontsize=TEXT)
+    _shares(upper, languages, [shares[language] for language in languages], [colour_of(index) for index in owner])
+    _shares(lower, names, group_shares, [colour_of(index) for index in range(len(groups))])
+    upper.axvline(1 / len(languages), color=INK, linewidth=1, linestyle=":")
+    upper.set_xlabel("a language's share pi (dotted: equal shares)", fontsize=TEXT)
+    lower.set_xlabel("a group's share pi", fontsize=TEXT)
     return figure
 
 
@@ -187,7 +182,7 @@ def component_energies(energies: Mapping[str, Sequence[float]], languages: Seque
     """Energy of every language on the ``leading`` joint singular components, |G_l v_c|^2 / n_l."""
     values = np.array([energies[language][:leading] for language in languages], dtype=np.float64)
     step = 0.28 if len(languages) <= 40 else 0.1
-    figure, (axes,) = panels(1, WIDE, max(2.0, 1.0 + step * len(languages)))
+    figure, (axes,) = panels(1, max(2.0, 1.0 + step * len(languages)))
     matrix_axes(axes, languages, [str(component + 1) for component in range(values.shape[1])])
     image = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
     axes.set_xlabel("joint singular component, largest first", fontsize=TEXT)
@@ -206,8 +201,9 @@ def canonical_correlations(cca: Figures, names: Sequence[str], labels: Sequence[
     """
     shown = [group_name(name.split("+")) for name in names]
     count = len(names)
-    figure, axes = panels(1 if count == 2 else 2, NARROW if count == 2 else WIDE, float(np.clip(0.6 + 0.28 * count, 3.0, 6.0)))
-    left = axes[0]
+    height = float(np.clip(0.6 + 0.28 * count, 2.4, 4.8))
+    figure, axes = panels(1, 2.8) if count == 2 else panels(2, 2.8 + height, height_ratios=(2.8, height))
+    upper = axes[0]
     place = {name: index for index, name in enumerate(names)}
     common = np.full((count, count), np.nan)
     lines: dict[str, list[Array]] = {"within a group": [], "between groups": []}
@@ -218,14 +214,14 @@ def canonical_correlations(cca: Figures, names: Sequence[str], labels: Sequence[
         common[first, second] = common[second, first] = figures["in_common"]
     for (kind, values), colour, style in zip(lines.items(), (colour_of(0), colour_of(1)), ("-", "--"), strict=True):
         if values:
-            _bundle(left, np.array(values), kind, colour, style)
-    left.axhline(cca["threshold"], color=INK, linewidth=1, linestyle=":")
-    left.set_xlabel("direction (dotted: common from here up)", fontsize=TEXT)
-    left.set_ylabel("canonical correlation", fontsize=TEXT)
-    left.set_ylim(0, 1.03)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(frameon=False, fontsize=TEXT)
-    left.set_title(title, fontsize=TEXT + 1, loc="left")
+            _bundle(upper, np.array(values), kind, colour, style)
+    upper.axhline(cca["threshold"], color=INK, linewidth=1, linestyle=":")
+    upper.set_xlabel("direction (dotted: common from here up)", fontsize=TEXT)
+    upper.set_ylabel("canonical correlation", fontsize=TEXT)
+    upper.set_ylim(0, 1.03)
+    upper.xaxis.set_major_locator(MaxNLocator(integer=True))
+    upper.legend(frameon=False, fontsize=TEXT)
+    upper.set_title(title, fontsize=TEXT + 1, loc="left")
     if count > 2:
         _counts(axes[1], common, shown)
         axes[1].set_title("directions in common", fontsize=TEXT + 1, loc="left")
@@ -241,10 +237,10 @@ def neuron_map(conflict: Array, energies: Array, lanes: Sequence[Sequence[int]],
         lanes: the neurons of each lane, the shared one first.
         names: of the lanes.
     """
-    figure, (left, right) = panels(2, WIDE, 3.6)
+    figure, (upper, lower) = panels(2, 6.2)
     energy, height = _floored(energies.mean(axis=0)), _floored(conflict)
     for index, (lane, name) in enumerate(zip(lanes, names, strict=True)):
-        left.scatter(
+        upper.scatter(
             *(energy[list(lane)], height[list(lane)]),
             s=9,
             alpha=0.6,
@@ -254,22 +250,22 @@ def neuron_map(conflict: Array, energies: Array, lanes: Sequence[Sequence[int]],
             label=name,
             rasterized=True,
         )
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel("energy of the neuron (mean over groups)", fontsize=TEXT)
-    left.set_ylabel("conflict of the neuron (bottom edge: about 0)", fontsize=TEXT)
-    left.legend(frameon=False, fontsize=TEXT, markerscale=2)
+    upper.set_xscale("log")
+    upper.set_yscale("log")
+    upper.set_xlabel("energy of the neuron (mean over groups)", fontsize=TEXT)
+    upper.set_ylabel("conflict of the neuron (bottom edge: about 0)", fontsize=TEXT)
+    upper.legend(frameon=False, fontsize=TEXT, markerscale=2)
     total, count = conflict.sum(), len(conflict)
     path = np.concatenate([[0.0], np.cumsum(np.sort(conflict))]) / total
     share, remains = len(lanes[0]) / count, conflict[list(lanes[0])].sum() / total
-    right.plot(np.arange(count + 1) / count, path, color=colour_of(0), label="least conflict first")
-    right.plot([0, 1], [0, 1], color=SHARED_COLOUR, linestyle="--", label="random neurons")
-    right.plot(share, remains, "o", ms=8, color=colour_of(1), label=f"taken: {share:.0%} with {remains:.0%}")
-    right.set_xlabel("neurons in the shared lane", fontsize=TEXT)
-    right.set_ylabel("conflict left in the shared lane", fontsize=TEXT)
-    right.xaxis.set_major_formatter(PercentFormatter(1))
-    right.yaxis.set_major_formatter(PercentFormatter(1))
-    right.legend(frameon=False, fontsize=TEXT)
+    lower.plot(np.arange(count + 1) / count, path, color=colour_of(0), label="least conflict first")
+    lower.plot([0, 1], [0, 1], color=SHARED_COLOUR, linestyle="--", label="random neurons")
+    lower.plot(share, remains, "o", ms=8, color=colour_of(1), label=f"taken: {share:.0%} with {remains:.0%}")
+    lower.set_xlabel("neurons in the shared lane", fontsize=TEXT)
+    lower.set_ylabel("conflict left in the shared lane", fontsize=TEXT)
+    lower.xaxis.set_major_formatter(PercentFormatter(1))
+    lower.yaxis.set_major_formatter(PercentFormatter(1))
+    lower.legend(frameon=False, fontsize=TEXT)
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,8 @@ from gdps_ds.analysis import clustering
 from gdps_ds.analysis.similarity import SiteSimilarity
 from gdps_ds.plan import SharingPlan, SitePlan
 from gdps_ds.reporting import figures
+from gdps_ds.reporting.page import Picture
 from gdps_ds.reporting.style import group_name
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, the name of its files, and its caption."""
-
-    name: str
-    figure: Figure
-    caption: str
 
 
 def similarity_pictures(
@@ -43,11 +34,11 @@ def similarity_pictures(
 
 
 def grouping_picture(rule: str, plan: SharingPlan) -> Picture | None:
-    """The tree that the rule cuts; None where it grew none (groups were given, or nothing was left to group)."""
+    """The tree that the rule cuts; None where it grew none (k-means, groups that were given, nothing left to group)."""
     grouping = plan.evidence["grouping"]
     if "linkage" not in grouping:
         return None
-    distance = "1 − rho" if grouping["method"] == "average" else "1 − cos of mean gradients"
+    distance = "1 − rho" if grouping["measure"] == "rho" else "1 − cos of mean gradients"
     labels = [plan.group_of(language) for language in plan.languages]
     title = f"{rule}: {len(plan.groups)} groups" if len(plan.groups) > 1 else f"{rule}: one group"
     tree = figures.language_tree(

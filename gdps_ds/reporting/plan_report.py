@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
-from gdps_ds.analysis.halves import conflict_ratio, groups_agree, plans_over_halves
+from gdps_ds.analysis import clustering
 from gdps_ds.analysis.planner import fold_weights, make_plan, measure_sites
 from gdps_ds.analysis.similarity import SiteSimilarity
 from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.analysis.stability import Agreement, agreement, conflict_ratio, halves_of, rho_by_site
 from gdps_ds.config import PlanConfig
 from gdps_ds.plan import SharingPlan
+from gdps_ds.reporting.page import Section, Table, write_page
 from gdps_ds.reporting.plan_pictures import (
-    Picture,
     conflict_picture,
     grouping_picture,
     language_order,
@@ -31,37 +27,20 @@ from gdps_ds.reporting.plan_pictures import (
 from gdps_ds.reporting.style import number
 
 Rule = Literal["ours", "paper"]
-REPORT = "report.html"
-DOTS_PER_INCH = 160
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the sketches say: every site's figures, and by each rule the plan and those of both halves of the folds."""
+    """What the sketches say: every site's figures, and by each rule the plan, those of both halves of the folds (none where
+    there is too little data), and how well these two agree."""
 
     measured: dict[str, SiteSimilarity]
     plans: dict[Rule, SharingPlan]
     halves: dict[Rule, tuple[SharingPlan, ...]]
+    halves_agree: dict[Rule, Agreement]
 
 
-@dataclass(frozen=True)
-class Table:
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report, shown in the order of its fields."""
-
-    title: str
-    text: tuple[str, ...] = ()
-    summary: str = ""
-    tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
-
-
-def analyse(sketches: Sketches, settings: PlanConfig, rules: Sequence[Rule], hidden: Mapping[str, int]) -> Analysis:
+def analyse(sketches: Sketches, settings: PlanConfig, rules: Sequence[Rule]) -> Analysis:
     """Plan by each of ``rules``, from all folds and from either half of them.
 
     A run keeps neuron sketches of the sites it splits only (``mine.neurons: chosen``); where another rule or half
@@ -74,30 +53,21 @@ def analyse(sketches: Sketches, settings: PlanConfig, rules: Sequence[Rule], hid
     complete = all(site.neurons is not None for site in sketches.sites.values())
     known = settings if complete else settings.model_copy(update={"init": "svd"})
     by_rule = {rule: known.model_copy(update={"rule": rule}) for rule in rules}
-    plans = {rule: make_plan(sketches, chosen, hidden) for rule, chosen in by_rule.items()}
+    whole, *parts = [
+        (part, measure_sites(part, fold_weights(part, settings.bootstrap))) for part in (sketches, *halves_of(sketches))
+    ]
+    halves = {rule: tuple(make_plan(part, chosen, found) for part, found in parts) for rule, chosen in by_rule.items()}
+    rhos = [rho_by_site(found) for _, found in parts]
     return Analysis(
-        measure_sites(sketches, fold_weights(sketches, settings.bootstrap)),
-        {rule: _with_init(plan, sketches, settings) for rule, plan in plans.items()},
-        {rule: plans_over_halves(sketches, chosen, hidden) for rule, chosen in by_rule.items()},
+        whole[1],
+        {rule: _with_init(make_plan(sketches, chosen, whole[1]), sketches, settings) for rule, chosen in by_rule.items()},
+        halves,
+        {rule: agreement(pair, rhos) for rule, pair in halves.items() if pair},
     )
 
 
-def hidden_widths(sketches: Sketches, hidden: int | None = None) -> dict[str, int]:
-    """Hidden neurons of every site: those of its neuron sketch, else ``hidden``, else those of all other sites.
-
-    Raises:
-        ValueError: the sketches do not tell, and ``hidden`` is None.
-    """
-    known = {name: site.neurons.shape[2] for name, site in sketches.sites.items() if site.neurons is not None}
-    widths = set(known.values())
-    other = hidden if hidden is not None else widths.pop() if len(widths) == 1 else None
-    if other is None and len(known) < len(sketches.sites):
-        raise ValueError("the sketches do not tell how many hidden neurons every site has (--hidden)")
-    return {name: known.get(name, other or 0) for name in sketches.sites}
-
-
 def write_report(analysis: Analysis, folder: Path, name: str, applied: SharingPlan | None = None) -> Path:
-    """Write ``report.html``, the figures as PNG and SVG, and each rule's plan as JSON; the path of the report.
+    """Write ``report.html``, its figures as PNG and SVG, and each rule's plan as JSON; the path of the report.
 
     Args:
         analysis: of :func:`analyse`.
@@ -105,33 +75,11 @@ def write_report(analysis: Analysis, folder: Path, name: str, applied: SharingPl
         name: of the run, for the title.
         applied: the plan that the run applied, if there is one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    write_page(path, f"Sharing plan of {name}", report_sections(analysis, applied))
     for rule, plan in analysis.plans.items():
         plan.save(folder / f"plan-{rule}.json")
-    sections = report_sections(analysis, applied)
-    images = {}
-    for picture in (picture for section in sections for picture in section.pictures):
-        png = image_bytes(picture, "png")
-        (folder / f"{picture.name}.png").write_bytes(png)
-        (folder / f"{picture.name}.svg").write_bytes(image_bytes(picture, "svg"))
-        # Bytes 16 to 19 of a PNG are its width; a CSS pixel gets two of the image's.
-        width = int.from_bytes(png[16:20], "big") // 2
-        images[picture.name] = {"data": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": width}
-    template = files("gdps_ds.reporting").joinpath("plan_report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = environment.from_string(template).render(title=f"Sharing plan of {name}", sections=sections, images=images)
-    path = folder / REPORT
-    path.write_text(html, encoding="utf-8")
     return path
-
-
-def image_bytes(picture: Picture, kind: Literal["png", "svg"]) -> bytes:
-    """The figure as a file, the same bytes each time."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context({"svg.hashsalt": picture.name}):
-        picture.figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
-    return buffer.getvalue()
 
 
 def report_sections(analysis: Analysis, applied: SharingPlan | None = None) -> list[Section]:
@@ -150,9 +98,13 @@ def report_sections(analysis: Analysis, applied: SharingPlan | None = None) -> l
     return [
         Section("", (_applied(analysis, applied),) if applied else (), plan.summary()),
         Section("The rules side by side", tables=(rules_table(analysis.plans),)),
-        Section("Over halves of the data", _halves_note(analysis), tables=(halves_table(analysis),)),
+        _halves_section(analysis),
         Section("Where languages conflict", pictures=(conflict_picture(plan),), tables=(sites_table(plan),)),
-        Section("Which languages form groups", tables=_candidates(plan), pictures=tuple(tree for tree in trees if tree)),
+        Section(
+            "Which languages form groups",
+            tables=(*_candidates(plan), *_methods(analysis.plans)),
+            pictures=tuple(tree for tree in trees if tree),
+        ),
         Section(
             "Similarity of the languages at every site",
             (rho,),
@@ -184,28 +136,23 @@ def halves_table(analysis: Analysis) -> Table:
     rows = []
     for rule, halves in analysis.halves.items():
         whole = analysis.plans[rule]
-        rows.append(
-            (
-                f"{rule}: all folds",
-                _groups(whole),
-                _lines([site.name for site in whole.sites]),
-                _widths(whole),
-                "",
-                _ratios(whole, whole),
-            )
-        )
-        for name, half in zip(("even folds", "odd folds"), halves, strict=False):
-            sites = _lines([site.name for site in half.sites])
-            agree = number(groups_agree(whole, half))
-            rows.append((f"{rule}: {name}", _groups(half), sites, _widths(half), agree, _ratios(whole, half)))
-    head = (
-        "",
-        "groups",
-        "sites",
-        "shared neurons",
-        "groups agree (adjusted Rand)",
-        "conflict left in the shared lane, of a random one's",
-    )
+        for name, plan in zip(("all folds", "even folds", "odd folds"), (whole, *halves), strict=False):
+            rows.append((f"{rule}: {name}", *plan_row(plan), _ratios(whole, plan)))
+    head = ("", "groups", "sites", "shared neurons", "conflict left in the shared lane, of a random one's")
+    return Table(head, tuple(rows))
+
+
+def plan_row(plan: SharingPlan) -> tuple[str, str, str]:
+    """Groups, sites and shared neurons."""
+    return _groups(plan), _lines([site.name for site in plan.sites]), _widths(plan)
+
+
+def agreement_table(found: Mapping[str, Agreement]) -> Table:
+    """How well plans agree, a row each."""
+    head = ("", "groups (adjusted Rand)", "same sites", "ranking of sites (Spearman)", "rho (mean |difference|)")
+    rows = [
+        (name, number(each.groups), f"{each.sites:.0%}", number(each.ranking), number(each.rho)) for name, each in found.items()
+    ]
     return Table(head, tuple(rows))
 
 
@@ -251,9 +198,8 @@ def _candidates(plan: SharingPlan) -> tuple[Table, ...]:
     rows = []
     for candidate in considered:
         labels = np.array(candidate["labels"])
-        groups = [" ".join(np.array(plan.languages)[labels == group]) for group in range(labels.max() + 1)]
         stability = f"{candidate['stability']:.1%}"
-        rows.append((str(len(groups)), " | ".join(groups), number(candidate["silhouette"]), stability))
+        rows.append((str(labels.max() + 1), _labelled(labels, plan.languages), number(candidate["silhouette"]), stability))
     return (Table(("groups considered", "languages", "silhouette", "replicates that agree"), tuple(rows)),)
 
 
@@ -276,14 +222,35 @@ def _applied(analysis: Analysis, applied: SharingPlan) -> str:
     return f"The run applied plan {applied.digest[:12]}, which is {verdict}."
 
 
-def _halves_note(analysis: Analysis) -> tuple[str, ...]:
-    if not any(analysis.halves.values()):
-        return ("There are too few folds, or too few utterances in them, to plan by half of the data.",)
-    return ("Each half of the folds planned as if nothing else had been mined: how much hangs on which utterances were seen.",)
+def _halves_section(analysis: Analysis) -> Section:
+    title = "Over halves of the data"
+    if not analysis.halves_agree:
+        return Section(title, ("There are too few folds, or too few utterances in them, to plan by half of the data.",))
+    note = "Each half of the folds planned as if nothing else had been mined: how much hangs on which utterances were seen."
+    agree = {f"{rule}: even against odd folds": each for rule, each in analysis.halves_agree.items()}
+    return Section(title, (note,), tables=(halves_table(analysis), agreement_table(agree)))
+
+
+def _methods(plans: Mapping[Rule, SharingPlan]) -> tuple[Table, ...]:
+    """As many groups by every method of clustering, where a rule looked for groups."""
+    found = {rule: plan for rule, plan in plans.items() if "by_method" in plan.evidence["grouping"]}
+    if not found:
+        return ()
+    rows = []
+    for method, name in clustering.NAMES.items():
+        labels = [np.array(plan.evidence["grouping"]["by_method"][method]) for plan in found.values()]
+        grouped = [_labelled(each, plan.languages) for each, plan in zip(labels, found.values(), strict=True)]
+        rows.append((name, *grouped))
+    heads = (f"{rule}, on {plan.evidence['grouping']['measure']}" for rule, plan in found.items())
+    return (Table(("method", *heads), tuple(rows)),)
 
 
 def _groups(plan: SharingPlan) -> str:
     return " | ".join(" ".join(group) for group in plan.groups)
+
+
+def _labelled(labels: clustering.Labels, languages: tuple[str, ...]) -> str:
+    return " | ".join(" ".join(group) for group in clustering.members(labels, languages))
 
 
 def _lines(names: Sequence[str]) -> str:

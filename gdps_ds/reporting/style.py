@@ -31,8 +31,8 @@ UNDEFINED_COLOUR = "#D9D9D9"
 INK = "#222222"
 MARKERS = "osD^v<>P"
 
-WIDE, NARROW = 7.0, 5.2
-"""Widths in inches of a figure with two panels, and with one."""
+WIDTH = 4.8
+"""Width of a figure in inches: a phone shows it whole, with letters that can be read."""
 
 TEXT, SMALL, TINY = 9, 8, 5
 """Sizes in points."""
@@ -42,10 +42,10 @@ def colour_of(index: int) -> str:
     return GROUP_COLOURS[index % len(GROUP_COLOURS)]
 
 
-def panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` empty panels side by side; ``options`` go to ``Figure.subplots``. No global state."""
+def panels(count: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` empty panels, one below the other; ``options`` go to ``Figure.subplots``. No global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False, **options).ravel())
+    axes = list(figure.subplots(count, 1, squeeze=False, **options).ravel())
     for each in axes:
         tidy(each)
     return figure, axes

@@ -1,132 +1,208 @@
-"""Checkpoints of a training phase: written aside, then renamed, so that what exists is whole.
+"""Checkpoints of a training phase: written aside, synced, then renamed, so that what exists is whole.
 
-checkpoints/<phase>/update-000200/    DeepSpeed's files, progress.json, plan.json where the model is split
+checkpoints/<phase>/update-000200/    checkpoint.json, plan.json, the engine's state, every rank's mining sums
 checkpoints/<phase>/latest            name of the newest
+checkpoints/<phase>/best              name of the one with the lowest dev loss
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from gdps_ds.data.sampling import Position
+from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
+from gdps_ds.distributed.saved_state import SavedState, save_state
 from gdps_ds.plan import SharingPlan
+
+FORMAT = 1
+MANIFEST, PLAN, LATEST, BEST = "checkpoint.json", "plan.json", "latest", "best"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is not what was written; the message names the files and what differs."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase is: all the state there is beside DeepSpeed's, because order and randomness are arithmetic.
+    """How far a phase is: all the state there is beside the engine's, because order and randomness are arithmetic.
 
     Attributes:
         update: updates done in the phase.
         position: the next micro-batch of the data.
-        world_size, zero_stage: what DeepSpeed's files were written with.
+        dev: mean dev loss per token in nats, where this update was followed by an evaluation.
     """
 
     update: int
     position: Position
-    world_size: int
-    zero_stage: int
+    dev: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        plan: what the model's blocks are split by.
+        files: name -> size in bytes and SHA-256 in hex of everything else that belongs to it.
+    """
+
+    folder: Path
+    progress: Progress
+    plan: SharingPlan
+    files: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """The manifest of the checkpoint in ``folder``.
+
+        Raises:
+            CheckpointError: it is not one, or of another format.
+        """
+        try:
+            tree = json.loads((folder / MANIFEST).read_text())
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST}: {error}") from None
+        if tree.get("format") != FORMAT:
+            raise CheckpointError(f"{folder}: checkpoint format {tree.get('format')}, this version reads {FORMAT}")
+        progress = Progress(**tree["progress"] | {"position": Position(**tree["progress"]["position"])})
+        return cls(folder, progress, SharingPlan.load(folder / PLAN), tree["files"])
+
+    def state(self) -> SavedState:
+        return SavedState(self.folder)
+
+    def verify(self, comm: Communicator) -> None:
+        """Compare every file with its digest, shared out among ranks. Collective.
+
+        Raises:
+            CheckpointError: on every rank, naming the damaged files and what to do.
+        """
+        mine = sorted(self.files)[comm.rank :: comm.world_size]
+        faults = [fault for faults in comm.gather(list(self.faults(mine))) for fault in faults]
+        if faults:
+            others = sorted(path.name for path in self.folder.parent.glob("update-*") if path != self.folder)
+            advice = f"; to go on from {others[-1]}, write that name into {self.folder.parent / LATEST}" if others else ""
+            raise CheckpointError(f"{self.folder} is damaged: {'; '.join(faults)}{advice}")
+
+    def faults(self, names: Iterable[str]) -> Iterator[str]:
+        """What is wrong with these files, one line each."""
+        for name in names:
+            path, wanted = self.folder / name, self.files[name]
+            if not path.is_file():
+                yield f"{name} is missing"
+            elif path.stat().st_size != wanted["bytes"]:
+                yield f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
+            elif _sha256(path) != wanted["sha256"]:
+                yield f"{name} has other content than was written"
 
 
 class PhaseCheckpoints:
-    """The checkpoints of one phase, of which the newest ``keep`` are kept. Every method is called by every rank."""
+    """The checkpoints of one phase: the newest ``keep``, and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
-    def latest(self) -> Progress | None:
-        """Progress of the newest checkpoint, or None where there is none."""
-        tag = self._latest_tag()
-        if tag is None:
-            return None
-        tree = json.loads((self._folder / tag / "progress.json").read_text())
-        return Progress(**tree | {"position": Position(**tree["position"])})
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None where there is none."""
+        return self._pointed_to_by(LATEST)
 
-    def plan(self) -> SharingPlan | None:
-        """The plan that the newest checkpoint's model is split by."""
-        path = self._folder / str(self._latest_tag()) / "plan.json"
-        return SharingPlan.load(path) if path.is_file() else None
+    def best(self) -> Checkpoint | None:
+        """The one with the lowest dev loss, among those that were written right after an evaluation."""
+        return self._pointed_to_by(BEST)
 
-    def save(
-        self,
-        engine: Engine,
-        progress: Progress,
-        plan: SharingPlan | None = None,
-        gatherer: GradientGatherer | None = None,
-    ) -> None:
-        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums."""
+    def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
+        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective."""
         comm = engine.comm
         tag = f"update-{progress.update:06d}"
-        partial = f".{tag}.partial"
-        comm.from_main(lambda: shutil.rmtree(self._folder / partial, ignore_errors=True))
-        engine.save(self._folder, partial)
+        partial = self._folder / f".{tag}.partial"
+        comm.from_main(lambda: _empty(partial))
+        files = save_state(engine, partial)
         if gatherer is not None:
-            tensors = {name: tensor.cpu() for name, tensor in gatherer.state().items()}
-            save_file(tensors, self._folder / partial / _mining_file(comm.rank))
-        comm.barrier()
-        comm.from_main(lambda: self._publish(partial, tag, progress, plan))
+            path = partial / _mining_file(comm.rank)
+            save_file({name: tensor.cpu() for name, tensor in gatherer.state().items()}, path)
+            files.append(path)
+        # Every rank syncs and digests what it has written, at the same time as the others.
+        described = {name: entry for part in comm.gather(_described(files)) for name, entry in part.items()}
+        comm.from_main(lambda: self._publish(partial, tag, progress, plan, described))
 
-    def load(self, engine: Engine) -> Progress:
-        """Restore the newest checkpoint into an engine whose model is already split as it was.
+    def load_mining(self, gatherer: GradientGatherer, comm: Communicator) -> None:
+        """Restore the sums from the newest checkpoint, at any number of ranks; it has none where mining had not begun."""
+        newest = self.latest()
+        if newest is None:
+            return
+        files = sorted(name for name in newest.files if name.startswith("mining-"))[comm.rank :: comm.world_size]
+        states = [load_file(newest.folder / name) for name in files]
+        if states:
+            gatherer.load_state({name: sum(state[name] for state in states) for name in states[0]})
 
-        Raises:
-            ValueError: it was written with another world size or ZeRO stage.
-        """
-        progress = self.latest()
-        if progress is None:
-            raise FileNotFoundError(f"{self._folder}: no checkpoint")
-        written, now = (progress.world_size, progress.zero_stage), (engine.comm.world_size, engine.stage)
-        if written != now:
-            raise ValueError(
-                f"{self._folder}: written by {written[0]} rank(s) at ZeRO stage {written[1]}, but this run has {now[0]} "
-                f"rank(s) at stage {now[1]}; start it with as many ranks and the same DeepSpeed file, or choose another run.dir"
-            )
-        engine.load(self._folder, str(self._latest_tag()))
-        return progress
+    def _pointed_to_by(self, pointer: str) -> Checkpoint | None:
+        path = self._folder / pointer
+        return Checkpoint.read(self._folder / path.read_text().strip()) if path.is_file() else None
 
-    def load_mining(self, gatherer: GradientGatherer, rank: int) -> None:
-        """Restore a rank's sums from the newest checkpoint; it has none where mining had not begun."""
-        path = self._folder / str(self._latest_tag()) / _mining_file(rank)
-        if path.is_file():
-            gatherer.load_state(load_file(path))
-
-    def _latest_tag(self) -> str | None:
-        path = self._folder / "latest"
-        return path.read_text().strip() if path.is_file() else None
-
-    def _publish(self, partial: str, tag: str, progress: Progress, plan: SharingPlan | None) -> None:
-        folder = self._folder / partial
-        (folder / "progress.json").write_text(json.dumps(asdict(progress)))
-        if plan is not None:
-            plan.save(folder / "plan.json")
-        for path in folder.iterdir():
+    def _publish(
+        self, partial: Path, tag: str, progress: Progress, plan: SharingPlan, files: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        plan.save(partial / PLAN)
+        manifest = {"format": FORMAT, "progress": asdict(progress), "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (partial / PLAN, partial / MANIFEST, partial):
             _sync(path)
+        best = self.best()
         shutil.rmtree(self._folder / tag, ignore_errors=True)
-        folder.rename(self._folder / tag)
-        aside = self._folder / ".latest.partial"
+        partial.rename(self._folder / tag)
+        self._point(LATEST, tag)
+        if progress.dev is not None and (best is None or best.progress.dev is None or progress.dev < best.progress.dev):
+            self._point(BEST, tag)
+        self._prune()
+
+    def _point(self, pointer: str, tag: str) -> None:
+        aside = self._folder / f".{pointer}.partial"
         aside.write_text(tag)
         _sync(aside)
-        aside.rename(self._folder / "latest")
+        aside.rename(self._folder / pointer)
         _sync(self._folder)
+
+    def _prune(self) -> None:
+        best = self._folder / BEST
+        kept = best.read_text().strip() if best.is_file() else None
         for old in sorted(self._folder.glob("update-*"))[: -self._keep]:
-            shutil.rmtree(old)
+            if old.name != kept:
+                shutil.rmtree(old)
 
 
 def _mining_file(rank: int) -> str:
     return f"mining-rank-{rank:05d}.safetensors"
 
 
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Force files to disk (the rename must never outlive the data); name -> size and digest."""
+    for path in files:
+        _sync(path)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sync(path: Path) -> None:
-    """Force a file or folder to disk: the rename must never outlive the data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

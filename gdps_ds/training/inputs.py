@@ -5,23 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from transformers import SeamlessM4TTokenizer
 
 from gdps_ds.config import Config, DataConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Utterance, atomic_write, read_manifest, write_manifest
-from gdps_ds.data.preparation import prepare
-from gdps_ds.distributed.comm import Communicator
+from gdps_ds.data.manifest import DataError, Utterance, atomic_path, atomic_write
+from gdps_ds.data.parallel import map_in_order, parts_of
+from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
+from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
+from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.model.families import load_tokenizer, target_ids, train_tokenizer
 
 ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
 """SeamlessM4T's ``decoder_start_token_id`` and ``pad_token_id``, the same in every checkpoint of the family."""
+TOKENISED_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -41,43 +48,73 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     Raises:
         RankZeroError: a language of ``data.languages`` has no usable utterance in a role, or data cannot be read.
         DataError: a target is longer than ``data.max_target_tokens``.
+        RuntimeError: on a rank that rank 0 kept waiting for longer than collectives wait; says what to do.
     """
-    folder = Path(config.run.dir) / "data"
-    progress = config.track.progress
-    for role in ROLES:
-        comm.from_main(lambda role=role: prepare_role(config.data, role, folder, progress=progress))  # type: ignore[misc]
-    utterances = {role: read_manifest(folder / f"{role}.jsonl") for role in ROLES}
+    data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
+    for number, role in enumerate(ROLES):
+        with _patience(comm):
+            comm.from_main(partial(prepare_role, data, role, folder, earlier=ROLES[:number], progress=progress))
+    utterances = {role: UtteranceTable.open(folder / f"{role}.arrow") for role in ROLES}
     tokenizer = _tokenizer(config, comm, utterances["train"])
-    datasets = {role: _dataset(config, comm, tokenizer, utterances[role], folder / f"{role}.features") for role in ROLES}
+    datasets = {}
+    for role in ROLES:
+        with _patience(comm):
+            features = _features(config, comm, utterances[role], folder / f"{role}.features")
+            # Test sets are decoded without looking at references, which need not be there.
+            targets = None if role == "test" else _targets(config, comm, tokenizer, utterances[role], folder / f"{role}.arrow")
+        datasets[role] = SpeechDataset(utterances[role], features, targets, languages=data.languages, folds=config.mine.folds)
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
 
 
-def prepare_role(data: DataConfig, role: str, folder: Path, *, progress: bool) -> None:
-    """Write ``<role>.jsonl`` and ``<role>.report.json`` unless they are there for the same settings.
+@contextmanager
+def _patience(comm: Communicator) -> Iterator[None]:
+    """Says what to do where a rank gave up waiting for rank 0."""
+    try:
+        yield
+    except RankZeroError:
+        raise
+    except RuntimeError as error:
+        if comm.is_main:
+            raise
+        raise RuntimeError(
+            f"rank {comm.rank} could not wait for rank 0 to prepare the data: decode it beforehand with launchers/prepare.py, "
+            f"raise data.workers, or set data.cache_features: false ({error})"
+        ) from error
+
+
+def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence[str] = (), progress: bool = False) -> None:
+    """Write ``<role>.arrow`` and ``<role>.report.json`` unless they are there for the same settings.
+
+    Args:
+        earlier: roles that have been prepared; the report counts utterances that they hold too.
 
     Raises:
         DataError: nothing is left of a language; the report is written all the same.
     """
-    key = _key(data, role)
-    report_path, manifest_path = folder / f"{role}.report.json", folder / f"{role}.jsonl"
-    if manifest_path.is_file() and json.loads(report_path.read_text(encoding="utf-8"))["key"] == key:
+    key, path = _key(data, role), folder / f"{role}.arrow"
+    if key_of(path) == key:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, report = prepare(
+    print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
+    report = PreparationReport()
+    kept = prepared(
         _read(data, role),
+        report,
         languages=data.languages,
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
         too_long=data.too_long,
         workers=data.workers,
         progress=progress,
+        require_text=role != "test",
     )
-    manifest_path.unlink(missing_ok=True)
-    with atomic_write(report_path) as file:
-        json.dump({"key": key, "languages": report.to_dict()}, file, indent=2, ensure_ascii=False)
-    print(f"{role}:\n{report.summary()}", flush=True)
-    report.require(data.languages)
-    write_manifest(manifest_path, kept)
+    with atomic_path(path) as partial_path:
+        write_utterances(partial_path, kept, key)
+        others = {other: UtteranceTable.open(folder / f"{other}.arrow") for other in earlier}
+        shared = overlaps(UtteranceTable.open(partial_path), others)
+        with atomic_write(folder / f"{role}.report.json") as file:
+            json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
+        print(f"{role}:\n{report.summary(shared)}", flush=True)
+        report.require(data.languages)
 
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
@@ -86,46 +123,66 @@ def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
 
 
 def _key(data: DataConfig, role: str) -> str:
-    """What the prepared manifest depends on."""
+    """What the prepared utterances depend on."""
     fields = {"languages", "corpora", "min_seconds", "max_seconds", "too_long"}
     return hashlib.sha256((role + data.model_dump_json(include=fields)).encode()).hexdigest()
 
 
-def _tokenizer(config: Config, comm: Communicator, train: Sequence[Utterance]) -> SeamlessM4TTokenizer:
+def _tokenizer(config: Config, comm: Communicator, train: UtteranceTable) -> SeamlessM4TTokenizer:
     """The checkpoint's tokenizer, or one that rank 0 trains on the targets of the training set."""
     if config.model.pretrained is not None:
         return load_tokenizer(config.model.pretrained)
     folder = Path(config.run.dir) / "tokenizer"
-    languages = sorted({utterance.target_lang for utterance in train})
-    texts = [str(utterance.target_text) for utterance in train]
     if not (folder / "tokenizer_config.json").is_file():
+        texts, languages = map(str, train.target_texts()), train.target_languages()
         comm.from_main(lambda: train_tokenizer(texts, languages, folder, config.model.vocab_size) and None)
     return load_tokenizer(folder)
 
 
-def _dataset(
-    config: Config, comm: Communicator, tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance], folder: Path
-) -> SpeechDataset:
-    if config.data.cache_features:
-        progress = config.track.progress
-        workers = config.data.workers
-        comm.from_main(lambda: FeatureStore.build(utterances, folder, workers=workers, progress=progress) and None)
-        features: FeatureStore | OnTheFlyFeatures = FeatureStore(folder)
-    else:
-        features = OnTheFlyFeatures(utterances)
-    targets = _targets(tokenizer, utterances, config.data.max_target_tokens)
-    return SpeechDataset(utterances, features, targets, languages=config.data.languages, folds=config.mine.folds)
+def _features(config: Config, comm: Communicator, utterances: UtteranceTable, folder: Path) -> FeatureStore | OnTheFlyFeatures:
+    if not config.data.cache_features:
+        return OnTheFlyFeatures(utterances)
+    workers, progress = config.data.workers, config.track.progress
+    comm.from_main(lambda: FeatureStore.build(utterances, folder, workers=workers, progress=progress) and None)
+    return FeatureStore(folder)
 
 
-def _targets(tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance], limit: int) -> list[list[int]]:
-    """Label ids of every utterance, tokenised language by language."""
-    targets: list[list[int]] = [[] for _ in utterances]
+def _targets(
+    config: Config, comm: Communicator, tokenizer: SeamlessM4TTokenizer, utterances: UtteranceTable, source: Path
+) -> LabelTable:
+    """Label ids of every utterance of the file ``source``, made by rank 0 in ``<role>.labels.arrow`` beside it."""
+    path, data = source.with_suffix(".labels.arrow"), config.data
+    key = f"{key_of(source)} {config.model.pretrained}"
+
+    def tokenise() -> None:
+        if key_of(path) != key:
+            parts = map_in_order(
+                partial(label_ids, tokenizer),
+                parts_of(utterances, TOKENISED_TOGETHER),
+                workers=data.workers,
+                progress=config.track.progress,
+                label="tokenising",
+                part=1,
+            )
+            write_labels(path, chain.from_iterable(parts), key)
+
+    comm.from_main(tokenise)
+    targets = LabelTable(path)
+    long = np.flatnonzero(targets.lengths() > data.max_target_tokens)
+    if long.size:
+        raise DataError(
+            f"data.max_target_tokens is {data.max_target_tokens}, but {long.size} targets are longer, such as "
+            f"{utterances[int(long[0])].id}'s"
+        )
+    return targets
+
+
+def label_ids(tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance]) -> list[list[int]]:
+    """Label ids of each utterance's translation, tokenised language by language."""
+    labels: list[list[int]] = [[] for _ in utterances]
     for language in sorted({utterance.target_lang for utterance in utterances}):
         rows = [row for row, utterance in enumerate(utterances) if utterance.target_lang == language]
         texts = [str(utterances[row].target_text) for row in rows]
         for row, ids in zip(rows, target_ids(tokenizer, texts, language), strict=True):
-            targets[row] = ids
-    long = [utterance.id for utterance, ids in zip(utterances, targets, strict=True) if len(ids) > limit]
-    if long:
-        raise DataError(f"data.max_target_tokens is {limit}, but {len(long)} targets are longer, such as {long[0]}'s")
-    return targets
+            labels[row] = ids
+    return labels

@@ -24,20 +24,20 @@ from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine, model_loading
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
+from gdps_ds.distributed.saved_state import load_weights, restore
 from gdps_ds.evaluation.decoding import Translation, translate
-from gdps_ds.evaluation.metrics import score_languages, signatures
+from gdps_ds.evaluation.metrics import score_languages, signatures, unscored
 from gdps_ds.model.families import find_sites, hidden_widths, load_model
 from gdps_ds.model.surgery import keeps_function
 from gdps_ds.plan import SharingPlan
-from gdps_ds.reporting.summary import comparison_table
-from gdps_ds.training.checkpoint import Progress
+from gdps_ds.reporting.score_tables import comparison_table
+from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
-from gdps_ds.training.mining import MiningWindow
-from gdps_ds.training.planning import decide, mining_window
+from gdps_ds.training.planning import decide, given_plan, mining_window
 from gdps_ds.training.trainer import Trainer
 
-UNIFIED = "unified"
-START = Progress(0, Position(), 0, 0)
+UNIFIED, GDPS = "unified", "gdps"
+START = Progress(0, Position())
 MAX_LOSS_JUMP = 0.05
 """A split that must keep the function but moves the loss by more than this (in any precision) is a fault, not rounding."""
 
@@ -50,6 +50,7 @@ class Run:
         self.config: Config = trainer.config
         self.comm: Communicator = trainer.comm
         self.dir = Path(self.config.run.dir)
+        self.uniform = SharingPlan.uniform(self.config.data.languages)
         self._settings = load_deepspeed_file(self.config.deepspeed)
 
     def execute(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Run:
             engine = self._unify()
         for arm in self.config.run.arms:
             if not self._scores_path(arm).is_file():
-                engine = self._specialise(arm, engine)
+                engine = self._chosen(arm, self._specialise(arm, engine))
                 self._evaluate(arm, engine)
                 _closed(engine)
                 engine = None
@@ -69,44 +70,67 @@ class Run:
     # Phases -----------------------------------------------------------------------------------------------------------
 
     def _unify(self) -> Engine:
-        engine = self._engine()
-        return self._train(UNIFIED, self.config.train.unify, engine, START, mining=mining_window(self.trainer, engine))
+        phase, checkpoints = self.config.train.unify, self.trainer.checkpoints(UNIFIED)
+        saved = checkpoints.latest()
+        engine = self._open(saved)
+        mining = mining_window(self.trainer, engine)
+        if mining is not None:
+            checkpoints.load_mining(mining.gatherer, self.comm)
+        start = self._going_on(UNIFIED, saved, phase) if saved else START
+        self.trainer.train(engine, UNIFIED, phase, start, phase.updates, self.uniform, mining)
+        return engine
 
     def _specialise(self, arm: str, unified: Engine | None) -> Engine:
         """Train an arm to its end; ``unified`` is the live engine of the unified model, where there is one."""
-        saved = self.trainer.checkpoints(arm)
-        if saved.latest() is not None:
+        phase, saved = self.config.train.specialise, self.trainer.checkpoints(arm).latest()
+        if saved is not None:
             _closed(unified)
-            return self._train(arm, self.config.train.specialise, self._engine(saved.plan()), START, saved.plan())
-        engine = unified or self._engine()
-        unified_progress = self.trainer.checkpoints(UNIFIED).load(engine) if unified is None else self._unified_progress()
-        plan = None
-        if arm == "gdps":
-            plan = self._plan(engine)
-            if plan is not None:
-                engine = self._split(engine, plan)
-        return self._train(arm, self.config.train.specialise, engine, replace(unified_progress, update=0), plan)
+            engine, plan, progress = self._open(saved), saved.plan, self._going_on(arm, saved, phase)
+        else:
+            base = self.trainer.checkpoints(UNIFIED).latest()
+            assert base is not None, "the unified phase has ended with a checkpoint"
+            engine, plan, progress = unified or self._open(base), self.uniform, replace(base.progress, update=0, dev=None)
+            if arm == GDPS:
+                plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))
+                engine = self._replace(engine, self.uniform, plan, 0)
+        # A checkpoint at the update of a later plan was written before that plan was applied.
+        for later in phase.later_plans if arm == GDPS else ():
+            if later.update >= progress.update:
+                if later.update > progress.update:
+                    progress = self.trainer.train(engine, arm, phase, progress, later.update, plan)
+                old, plan = plan, given_plan(self.comm, later.from_file)
+                engine = self._replace(engine, old, plan, later.update)
+        if progress.update < phase.updates or self.trainer.checkpoints(arm).latest() is None:
+            self.trainer.train(engine, arm, phase, progress, phase.updates, plan)
+        return engine
 
-    def _plan(self, engine: Engine) -> SharingPlan | None:
-        """What to split, or None where the plan leaves the model uniform."""
-        plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))
+    def _replace(self, engine: Engine, old: SharingPlan, plan: SharingPlan, update: int) -> Engine:
+        """Change the blocks in the live engine, and show what that did to the loss of one dev batch."""
         self._say(plan.summary())
-        self.trainer.tracker.log("plan", 0, digest=plan.digest, sites=len(plan.sites), groups=[list(g) for g in plan.groups])
-        return None if plan.is_uniform else plan
-
-    def _split(self, engine: Engine, plan: SharingPlan) -> Engine:
-        """Replace the plan's blocks in the live engine, and show what that did to the loss of one dev batch."""
+        groups = [list(group) for group in plan.groups]
+        self.trainer.tracker.log("plan", update, digest=plan.digest, sites=len(plan.sites), groups=groups)
+        if plan.digest == old.digest or (plan.is_uniform and old.is_uniform):
+            return engine
         before = self._probe(engine)
-        engine = replace_blocks(engine, plan, self.config.data.languages, self.config.run.seed)
+        engine = replace_blocks(engine, old, plan, self.config.data.languages, self.config.run.seed)
         after = self._probe(engine)
         self._say(f"split: loss {before:.6f} before, {after:.6f} after (difference {after - before:+.2e})")
-        self.trainer.tracker.log("split", 0, before=before, after=after)
-        if keeps_function(plan) and abs(after - before) > MAX_LOSS_JUMP:
+        self.trainer.tracker.log("split", update, before=before, after=after)
+        if old.is_uniform and keeps_function(plan) and abs(after - before) > MAX_LOSS_JUMP:
             raise RuntimeError(
                 f"the split must keep the model's function, but the loss went from {before:.6f} to {after:.6f}; the unified "
                 f"checkpoint in {self.dir / 'checkpoints' / UNIFIED} is untouched"
             )
         return engine
+
+    def _chosen(self, arm: str, engine: Engine) -> Engine:
+        """The model of a trained arm that ``run.evaluate`` asks for."""
+        best = self.trainer.checkpoints(arm).best()
+        if self.config.run.evaluate == "last" or best is None or best.progress.update == self.config.train.specialise.updates:
+            return engine
+        engine.close()
+        self._say(f"{arm}: update {best.progress.update} has the lowest dev loss, {best.progress.dev:.4f}")
+        return self._open(best)
 
     def _evaluate(self, arm: str, engine: Engine) -> None:
         trainer, settings = self.trainer, self.config.decode
@@ -127,11 +151,14 @@ class Run:
         languages = self.config.data.languages
         normaliser = self.config.decode.normaliser
         by_language = {lang: [row for row in translations if row.source_lang == lang] for lang in languages}
+        references = {lang: [row.reference for row in rows] for lang, rows in by_language.items()}
         scores = score_languages(
             {lang: [row.hypothesis for row in rows] for lang, rows in by_language.items()},
-            {lang: [str(row.reference) for row in rows] for lang, rows in by_language.items()},
+            references,
             normaliser,
         )
+        if note := unscored(references):
+            self._say(note)
         with atomic_write(self.dir / "hypotheses" / f"{arm}.jsonl") as file:
             file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in translations)
         with atomic_write(self._scores_path(arm)) as file:
@@ -162,37 +189,33 @@ class Run:
 
     # Pieces -----------------------------------------------------------------------------------------------------------
 
-    def _engine(self, plan: SharingPlan | None = None) -> Engine:
-        """A new engine around a freshly loaded model, split by ``plan`` where there is one."""
+    def _open(self, checkpoint: Checkpoint | None) -> Engine:
+        """An engine around the model that training starts from, or exactly as it was when a checkpoint was written.
+
+        Raises:
+            CheckpointError, ForeignStateError: the checkpoint is damaged or another model's.
+        """
         settings, train, model = self._settings, self.config.train, self.config.model
+        if checkpoint is not None:
+            checkpoint.verify(self.comm)
         with model_loading(settings, train, self.comm.world_size, model.pretrained is not None):
             module = load_model(model, self.trainer.inputs.tokenizer, self.config.run.seed)
         sites = find_sites(module, self.config.mine.sites)
-        router = None
-        if plan is not None:
-            plan.validate(hidden_widths(module), self.config.data.languages)
-            router = split_partitioned(module, plan, self.config.data.languages, self.config.run.seed)
-        return Engine(module, self.comm, settings, train, sites, router)
-
-    def _train(
-        self,
-        name: str,
-        phase: PhaseConfig,
-        engine: Engine,
-        start: Progress,
-        plan: SharingPlan | None = None,
-        mining: MiningWindow | None = None,
-    ) -> Engine:
-        """Train a phase to its end, from its newest checkpoint if it has one, else from ``start``."""
-        checkpoints = self.trainer.checkpoints(name)
-        if checkpoints.latest() is not None:
-            start = checkpoints.load(engine)
-            if mining is not None:
-                checkpoints.load_mining(mining.gatherer, self.comm.rank)
-            self._say(f"{name}: going on after update {start.update} of {phase.updates}")
-        if start.update < phase.updates or checkpoints.latest() is None:
-            self.trainer.train(engine, name, phase, start, plan, mining)
+        if checkpoint is None:
+            return Engine(module, self.comm, settings, train, sites)
+        router, plan, languages = None, checkpoint.plan, self.config.data.languages
+        if not plan.is_uniform:
+            plan.validate(hidden_widths(module), languages)
+            router = split_partitioned(module, plan, languages, self.config.run.seed)
+        with checkpoint.state() as saved:
+            load_weights(module, saved)
+            engine = Engine(module, self.comm, settings, train, sites, router)
+            restore(engine, saved)
         return engine
+
+    def _going_on(self, name: str, saved: Checkpoint, phase: PhaseConfig) -> Progress:
+        self._say(f"{name}: going on after update {saved.progress.update} of {phase.updates}")
+        return saved.progress
 
     def _probe(self, engine: Engine) -> float:
         """Loss per token of the longest dev utterances in evaluation mode: the same batch on every rank and at every time."""
@@ -205,13 +228,8 @@ class Run:
         return losses.sum().item() / batch.target_tokens
 
     def _is_unified(self) -> bool:
-        progress = self.trainer.checkpoints(UNIFIED).latest()
-        return progress is not None and progress.update >= self.config.train.unify.updates
-
-    def _unified_progress(self) -> Progress:
-        progress = self.trainer.checkpoints(UNIFIED).latest()
-        assert progress is not None, "the unified phase has just ended with a checkpoint"
-        return progress
+        saved = self.trainer.checkpoints(UNIFIED).latest()
+        return saved is not None and saved.progress.update >= self.config.train.unify.updates
 
     def _scores_path(self, arm: str) -> Path:
         return self.dir / "scores" / f"{arm}.json"

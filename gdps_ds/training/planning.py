@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from gdps_ds.analysis.planner import make_plan, sites_to_split
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.data.sampling import MicroBatches, Position
+from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.model.families import find_sites, hidden_widths
@@ -26,18 +27,23 @@ def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Shari
         PlanError: the plan does not fit the model or the run.
     """
     config, comm = trainer.config, trainer.comm
-    path, widths = Path(config.run.dir) / "plan.json", hidden_widths(engine.module)
+    path = Path(config.run.dir) / "plan.json"
     if not path.is_file():
         if config.plan.from_file is not None:
             given = config.plan.from_file
             comm.from_main(lambda: SharingPlan.load(given).save(path))
         else:
             sketches = mine(trainer, engine, unified)
-            comm.from_main(lambda: make_plan(sketches, config.plan, widths).save(path))
-    plan = SharingPlan.from_json(comm.from_main(lambda: path.read_text(encoding="utf-8")))
-    plan.validate(widths, config.data.languages)
+            comm.from_main(lambda: make_plan(sketches, config.plan).save(path))
+    plan = given_plan(comm, path)
+    plan.validate(hidden_widths(engine.module), config.data.languages)
     comm.agree(plan.digest, "the sharing plan")
     return plan
+
+
+def given_plan(comm: Communicator, path: str | Path) -> SharingPlan:
+    """The plan in a file that rank 0 can read, on every rank. Collective."""
+    return SharingPlan.from_json(comm.from_main(lambda: Path(path).read_text(encoding="utf-8")), str(path))
 
 
 def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketches:
@@ -51,8 +57,7 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketche
     if sketches.utterances.sum() != expected:
         raise RuntimeError(f"mining counted {sketches.utterances.sum():.0f} utterances, but its batches hold {expected}")
     if config.mine.neurons == "chosen" and config.plan.init == "neurons":
-        widths = hidden_widths(engine.module)
-        chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan, widths))
+        chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan))
         sketches = gatherer.with_neurons(sketches, chosen, comm)
     folder = Path(config.run.dir)
     gradients = {
@@ -92,7 +97,7 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
     """The sums that the unified phase left in its last checkpoint; and how many utterances they should hold."""
     window = mining_window(trainer, engine)
     assert window is not None
-    unified.load_mining(window.gatherer, trainer.comm.rank)
+    unified.load_mining(window.gatherer, trainer.comm)
     micro_batches, per_update = trainer.micro_batches("train"), trainer.config.train.micro_batches
     position = micro_batches.advance(Position(), window.first * per_update)
     expected = 0

@@ -14,6 +14,7 @@ from gdps_ds.data.manifest import atomic_write
 RESOLVED = "config.yaml"
 
 MAY_CHANGE = (
+    "deepspeed",
     "track",
     "run.resume",
     "run.arms",

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from gdps_ds.analysis.sketch import seed_of
 from gdps_ds.config import Config, PhaseConfig
+from gdps_ds.data.augmentation import NONE, Augmentation, AugmentedSpeech
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, length_batches
 from gdps_ds.distributed.comm import Communicator
@@ -26,6 +27,7 @@ from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.inputs import Inputs
 from gdps_ds.training.interrupt import Interrupted, StopSignal
 from gdps_ds.training.loss import target_tokens, utterance_losses
+from gdps_ds.training.metered import MeteredBatches
 from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.schedule import hyperparameters
 
@@ -46,10 +48,14 @@ class Trainer:
         name: str,
         phase: PhaseConfig,
         start: Progress,
-        plan: SharingPlan | None = None,
+        end: int,
+        plan: SharingPlan,
         mining: MiningWindow | None = None,
     ) -> Progress:
-        """Train from ``start`` to the end of ``phase``; saves on the way, at the end, and when a signal asks to stop.
+        """Train from ``start`` to update ``end`` of ``phase``; saves on the way, at the end, and when a signal asks to stop.
+
+        Args:
+            plan: what the engine's model is split by.
 
         Raises:
             Interrupted: on every rank, after a checkpoint.
@@ -58,10 +64,10 @@ class Trainer:
         train, checkpoints, position = self.config.train, self.checkpoints(name), start.position
         gatherer = mining.gatherer if mining else None
         micro_batches = self.micro_batches("train")
-        batches = self.loader(self.inputs.train, micro_batches, position, phase.updates - start.update)
+        batches = MeteredBatches(self.loader(self.inputs.train, micro_batches, position, end - start.update, self.augmentation))
         losses = LanguageLosses(self.config.data.languages, self.comm)
         with self.progress(name, phase.updates, start.update) as bar:
-            for update in range(start.update + 1, phase.updates + 1):
+            for update in range(start.update + 1, end + 1):
                 share = [next(batches) for _ in range(engine.accumulation)]
                 # One collective a step: the tokens that the update averages over, and whether a signal came to any rank.
                 tokens, stop = self.comm.sum_floats(sum(batch.target_tokens for batch in share), self.stop.received)
@@ -76,18 +82,20 @@ class Trainer:
                         bar.saw(batch)
                 bar.step(losses.mean)
                 position = micro_batches.advance(position, train.micro_batches)
-                if update % train.log_every == 0 or update == phase.updates:
-                    values = losses.reduce(f"update {update} of {name}")
+                if update % train.log_every == 0 or update == end:
+                    values = losses.reduce(f"update {update} of {name}") | batches.reduce(self.comm)
                     self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
+                dev = None
                 if update % train.dev_every == 0 or update == phase.updates:
-                    self.tracker.log(name, update, dev=self.dev_losses(engine))
-                progress = Progress(update, position, self.comm.world_size, engine.stage)
-                if update % train.checkpoint_every == 0 or update == phase.updates or stop:
+                    dev = self.dev_losses(engine)
+                    self.tracker.log(name, update, dev=dev)
+                progress = Progress(update, position, None if dev is None else dev["all"])
+                if update % train.checkpoint_every == 0 or update == end or stop:
                     checkpoints.save(engine, progress, plan, gatherer)
-                if stop and update < phase.updates:
+                if stop and update < end:
                     raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
-        progress = Progress(phase.updates, position, self.comm.world_size, engine.stage)
-        if start.update == phase.updates:  # a phase without updates still leaves a checkpoint to start from
+        if start.update == end:  # a phase without updates still leaves a checkpoint to start from
+            progress = start
             checkpoints.save(engine, progress, plan, gatherer)
         return progress
 
@@ -116,7 +124,7 @@ class Trainer:
         """The global micro-batches of the training set; mining draws another order from the same utterances."""
         data, dataset = self.config.data, self.inputs.train
         return MicroBatches(
-            dataset.lengths,
+            self.augmentation.longest(dataset.lengths) if role == "train" else dataset.lengths,
             dataset.language_ids,
             seed=seed_of(self.config.run.seed, role),
             temperature=data.temperature,
@@ -124,7 +132,20 @@ class Trainer:
             max_utterances=data.max_utterances,
         )
 
-    def loader(self, dataset: SpeechDataset, micro_batches: MicroBatches, start: Position, updates: int) -> Iterator[Batch]:
+    @property
+    def augmentation(self) -> Augmentation:
+        """What training, and nothing else, does to utterances."""
+        data = self.config.data
+        return Augmentation(self.config.run.seed, data.speeds, data.spec_augment)
+
+    def loader(
+        self,
+        dataset: SpeechDataset,
+        micro_batches: MicroBatches,
+        start: Position,
+        updates: int,
+        augmentation: Augmentation = NONE,
+    ) -> Iterator[Batch]:
         """This rank's micro-batches of the next ``updates`` updates."""
         workers = self.config.data.workers
         sampler = UpdateSampler(
@@ -137,7 +158,7 @@ class Trainer:
         )
         return iter(
             DataLoader(
-                dataset,
+                AugmentedSpeech(dataset, augmentation),
                 batch_sampler=sampler,
                 collate_fn=self.collate,
                 num_workers=workers,

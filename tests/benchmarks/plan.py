@@ -3,16 +3,19 @@
 Planted problems come from :mod:`tests.unit.analysis.planted`. A problem's *score* is between 0 and 1:
 
 - ``two``, ``three+``: the adjusted Rand index of the groups, at a given site; two are what the published k = 2 assumes;
+- ``two asked``, ``three+ asked``: the same where ``plan.groups`` tells both rules the number of groups, so that neither
+  may leave the model uniform;
 - ``none``: 1 where languages that differ by noise alone are left together;
 - ``site``: 1 where the one site of six is chosen at which the groups fight.
 
-The recovery curve is the mean score at each noise, its area the mean over the curve (noise in octaves).
+A recovery curve is the score at each noise, its area the mean over the curve (noise in octaves). ``recovery_auc_ratio``
+compares the areas of the rules where they decide for themselves, ``asked_auc_ratio`` where the number of groups is asked for.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +32,17 @@ from tests.unit.analysis.planted import PlantedSite, plant
 HIDDEN, SKETCH = 4096, 64
 NOISES = tuple(2.0 ** (1 + half / 2) for half in range(9))
 """Norm of an utterance's noise, where gradients have norm 1 and a language has 16 utterances."""
-DRAWS = 10
+DRAWS, ASKED_DRAWS = 10, 40
+"""Problems at each noise; where both rules must split, their scores lie closer together."""
 RULES = ("ours", "paper")
 TORN = "encoder.layers.5.ffn2"
 TWO = ([0, 1, 0, 0], [0, 0, 1, 1, 0, 1])
 MORE = ([0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3])
 
 
-def plan_of(sketches: Sketches, hidden: int, **settings: object) -> SharingPlan:
+def plan_of(sketches: Sketches, **settings: object) -> SharingPlan:
     chosen = PlanConfig.model_validate({"round_to": 8, "bootstrap": 200} | settings)
-    return make_plan(sketches, chosen, dict.fromkeys(sketches.sites, hidden))
+    return make_plan(sketches, chosen)
 
 
 def true_size(sites: int, languages: int) -> Sketches:
@@ -55,7 +59,7 @@ def true_size(sites: int, languages: int) -> Sketches:
     core, neurons = drawn.sites[TORN].core[:, copies], drawn.sites[TORN].neurons
     assert neurons is not None
     core += core.std() * generator.standard_normal(core.shape)
-    whole, bare = SiteSketch(core, neurons[copies]), SiteSketch(core, None)
+    whole, bare = SiteSketch(HIDDEN, core, neurons[copies]), SiteSketch(HIDDEN, core)
     return Sketches(
         tuple(f"{chr(97 + index // 26)}{chr(97 + index % 26)}" for index in range(languages)),
         drawn.tokens[copies],
@@ -71,7 +75,7 @@ def plan_at_true_size(sites: int, languages: int) -> tuple[float, float]:
     last = list(sketches.sites)[-1]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident_gigabytes("VmRSS")
-    spent = seconds(lambda: make_plan(sketches, PlanConfig(sites=(last,)), dict.fromkeys(sketches.sites, HIDDEN)))
+    spent = seconds(lambda: make_plan(sketches, PlanConfig(sites=(last,))))
     return spent, resident_gigabytes("VmHWM") - before
 
 
@@ -87,37 +91,46 @@ def in_own_process(sites: int, languages: int) -> tuple[float, float]:
         return pool.apply(plan_at_true_size, (sites, languages))
 
 
-def grouping_score(labels: Sequence[int], noise: float, seed: int, rule: str) -> float:
+def grouping_score(labels: Sequence[int], noise: float, seed: int, rule: str, groups: int | str = "auto") -> float:
     sketches = plant(labels, {TORN: PlantedSite(within=0.95)}, noise=noise, seed=seed).sketches
-    plan = plan_of(sketches, 64, rule=rule, sites=(TORN,))
+    plan = plan_of(sketches, rule=rule, sites=(TORN,), groups=groups)
     return max(0.0, float(adjusted_rand_score(labels, [plan.group_of(language) for language in plan.languages])))
 
 
 def nothing_score(noise: float, seed: int, rule: str) -> float:
     languages = 3 + seed % 4
     sketches = plant([0] * languages, {TORN: PlantedSite(between=1.0)}, noise=noise, seed=seed).sketches
-    return float(plan_of(sketches, 64, rule=rule, sites=(TORN,)).is_uniform)
+    return float(plan_of(sketches, rule=rule, sites=(TORN,)).is_uniform)
 
 
 def site_score(noise: float, seed: int, rule: str) -> float:
     calm = {f"encoder.layers.{layer}.ffn2": PlantedSite(between=0.9) for layer in range(6)}
     sketches = plant(TWO[seed % 2], calm | {TORN: PlantedSite(between=0.4)}, noise=noise, seed=seed).sketches
-    return float([site.name for site in plan_of(sketches, 64, rule=rule).sites] == [TORN])
+    return float([site.name for site in plan_of(sketches, rule=rule).sites] == [TORN])
 
 
-PROBLEMS: dict[str, Callable[[float, int, str], float]] = {
+def asked_score(labels: Sequence[int], noise: float, seed: int, rule: str) -> float:
+    return grouping_score(labels, noise, seed, rule, max(labels) + 1)
+
+
+Problem = Callable[[float, int, str], float]
+DECIDED: dict[str, Problem] = {
     "two": lambda noise, seed, rule: grouping_score(TWO[seed % 2], noise, seed, rule),
     "three+": lambda noise, seed, rule: grouping_score(MORE[seed % 2], noise, seed, rule),
     "none": nothing_score,
     "site": site_score,
 }
+ASKED: dict[str, Problem] = {
+    "two asked": lambda noise, seed, rule: asked_score(TWO[seed % 2], noise, seed, rule),
+    "three+ asked": lambda noise, seed, rule: asked_score(MORE[seed % 2], noise, seed, rule),
+}
 
 
-def recovery_curves() -> np.ndarray:
+def recovery_curves(problems: Mapping[str, Problem], draws: int) -> np.ndarray:
     """(rules, problems, noises) mean scores."""
     return np.array(
         [
-            [[np.mean([score(noise, seed, rule) for seed in range(DRAWS)]) for noise in NOISES] for score in PROBLEMS.values()]
+            [[np.mean([score(noise, seed, rule) for seed in range(draws)]) for noise in NOISES] for score in problems.values()]
             for rule in RULES
         ]
     )
@@ -128,11 +141,15 @@ def area(curve: np.ndarray) -> float:
     return float((curve[:-1] + curve[1:]).mean() / 2)
 
 
-def print_curves(curves: np.ndarray) -> None:
-    print("score at noise".ljust(16) + "".join(f"{noise:>7.2g}" for noise in NOISES) + f"{'area':>8}")
-    for rule, problems in zip(RULES, curves, strict=True):
-        for name, curve in zip([*PROBLEMS, "mean"], [*problems, problems.mean(axis=0)], strict=True):
-            print(f"{rule + ' ' + name:<16}" + "".join(f"{score:>7.2f}" for score in curve) + f"{area(curve):>8.2f}")
+def area_ratio(problems: Mapping[str, Problem], draws: int) -> float:
+    """Area of our mean curve / the published rule's; prints both rules' curves."""
+    curves = recovery_curves(problems, draws)
+    print("score at noise".ljust(20) + "".join(f"{noise:>7.2g}" for noise in NOISES) + f"{'area':>8}")
+    for rule, scores in zip(RULES, curves, strict=True):
+        for name, curve in zip([*problems, "mean"], [*scores, scores.mean(axis=0)], strict=True):
+            print(f"{rule + ' ' + name:<20}" + "".join(f"{score:>7.2f}" for score in curve) + f"{area(curve):>8.2f}")
+    ours, paper = (area(scores.mean(axis=0)) for scores in curves)
+    return ours / paper
 
 
 def false_split_rate(draws: int = 200) -> float:
@@ -145,7 +162,7 @@ def false_split_rate(draws: int = 200) -> float:
         amounts = generator.integers(1, 9, size=languages).tolist()
         noise = float(2.0 ** generator.uniform(-1, 3))
         sketches = plant([0] * languages, alike, noise=noise, seed=seed, utterances=amounts).sketches
-        splits += not plan_of(sketches, 64).is_uniform
+        splits += not plan_of(sketches).is_uniform
     return splits / draws
 
 
@@ -157,23 +174,21 @@ def residual_conflict_ratio(draws: int = 20) -> float:
         # Both halves of the truth are the truth.
         halves = np.repeat(planted.gradients[TORN][:, None], 2, axis=1)
         truth = subspace.score_neurons(subspace.group_gradients(halves, np.ones(halves.shape[:2]), planted.labels)).conflict
-        plan = plan_of(planted.sketches, 64, sites=(TORN,), groups=(("aeb", "est", "gle"), ("bem",)), shared=0.5)
+        plan = plan_of(planted.sketches, sites=(TORN,), groups=(("aeb", "est", "gle"), ("bem",)), shared=0.5)
         left += truth[list(plan.sites[0].shared)].sum()
         by_chance += truth.mean() * len(plan.sites[0].shared)
     return left / by_chance
 
 
 def measure() -> dict[str, float]:
-    curves = recovery_curves()
-    print_curves(curves)
-    ours, paper = (area(problems.mean(axis=0)) for problems in curves)
     spent, _ = in_own_process(12, 4)
     spent_at_scale, memory = in_own_process(48, 100)
     return {
         "seconds": spent,
         "seconds_100x48": spent_at_scale,
         "peak_memory_gb": memory,
-        "recovery_auc_ratio": ours / paper,
+        "recovery_auc_ratio": area_ratio(DECIDED, DRAWS),
+        "asked_auc_ratio": area_ratio(ASKED, ASKED_DRAWS),
         "false_split_rate": false_split_rate(),
         "residual_conflict_ratio": residual_conflict_ratio(),
     }

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
+import resource
 import weakref
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from deepspeed import DeepSpeedEngine
 
 from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
-from gdps_ds.distributed.replacer import replace_blocks
+from gdps_ds.distributed.replacer import ReplacementError, replace_blocks
 from gdps_ds.distributed.shards import MASTER, MOMENTS, ShardedState
+from gdps_ds.plan import SharingPlan, SitePlan
 from gdps_ds.training.loss import utterance_losses
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
 
 RATES = {name: {"lr": 5e-3, "weight_decay": 0.01} for name in ("trunk", "sites", "private")}
 MICRO_BATCHES = 2
+UNIFORM = SharingPlan.uniform(LANGUAGES)
 
 
 def train(engine: Engine, updates: range) -> list[float]:
@@ -48,8 +56,74 @@ def probe(engine: Engine) -> float:
 def snapshot(engine: Engine) -> dict[tuple[str, str], torch.Tensor]:
     state = ShardedState(engine.deepspeed, engine.comm)
     keys = (MASTER, *MOMENTS) if state.has_moments else (MASTER,)
-    names = [fragment.name for flat in state.flats for fragment in flat.fragments]
+    names = [fragment.name for fragment in state.fragments]
     return {(name, key): state.full(name, key).clone() for name in names for key in keys}
+
+
+def swap(engine: Engine, *plans: SharingPlan) -> Engine:
+    """Apply one plan after the other, starting from a uniform model."""
+    for old, new in pairwise((UNIFORM, *plans)):
+        engine = replace_blocks(engine, old, new, LANGUAGES, seed=1)
+    return engine
+
+
+def split_again(engine: Engine) -> dict:
+    """Split, split further, regroup twice, merge; some training and a probe between all of them."""
+    base = tiny_plan()
+    further = replace(base, groups=(("aeb",), ("gle",), ("bem", "est")), energy_shares=(), sites=_lanes(base.sites, (0, 0, 1)))
+    regrouped = replace(base, groups=(("aeb", "bem"), ("gle", "est")), energy_shares=(), sites=tiny_plan(sites=SITES).sites)
+    losses, probes, previous = train(engine, range(2)), [], UNIFORM
+    exchanged = replace(regrouped, groups=base.groups)
+    for number, plan in enumerate((base, further, regrouped, exchanged, UNIFORM)):
+        before = probe(engine)
+        engine = replace_blocks(engine, previous, plan, LANGUAGES, seed=1)
+        probes.append([before, probe(engine)])
+        start = 2 * number + 2
+        losses += train(engine, range(start, start + 2))
+        previous = plan
+    blocks = [type(engine.module.get_submodule(site)).__name__ for site in SITES]
+    engine.close()
+    return {"losses": losses, "probes": probes, "blocks": blocks}
+
+
+def _lanes(sites: tuple[SitePlan, ...], order: tuple[int, ...]) -> tuple[SitePlan, ...]:
+    return tuple(replace(site, private=tuple(site.private[index] for index in order)) for site in sites)
+
+
+def swap_ten_times(engine: Engine) -> dict:
+    """Split and merge again and again: everything is bit-equal in the end, and nothing accumulates."""
+    losses, before = train(engine, range(3)), snapshot(engine)
+    resident = []
+    for _ in range(5):
+        engine = swap(engine, tiny_plan(sites=SITES), UNIFORM)
+        resident.append(_resident_bytes())
+    after = snapshot(engine)
+    alive = sum(isinstance(each, DeepSpeedEngine) for each in gc.get_objects())
+    losses += train(engine, range(3, 7))
+    engine.close()
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    return {"losses": losses, "changed": changed, "names": len(after), "alive": alive, "resident": resident}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def fail_to_build(engine: Engine) -> dict:
+    """One rank cannot build its blocks: all ranks say so, and the old engine goes on."""
+    losses, error = train(engine, range(3)), ""
+    broken = patch("gdps_ds.distributed.replacer.new_blocks", side_effect=MemoryError("no room"))
+    with broken if engine.comm.rank == engine.comm.world_size - 1 else contextlib.nullcontext():
+        try:
+            swap(engine, tiny_plan())
+        except ReplacementError as caught:
+            error = str(caught)
+    losses += train(engine, range(3, 7))
+    engine.close()
+    return {"losses": losses, "error": error}
+
+
+SCENARIOS = {"again": split_again, "ten-swaps": swap_ten_times, "failing": fail_to_build}
 
 
 def run(comm: Communicator, settings: Path, mode: str) -> dict:
@@ -62,11 +136,13 @@ def run(comm: Communicator, settings: Path, mode: str) -> dict:
         tiny_train(MICRO_BATCHES),
         SITES,
     )
+    if mode in SCENARIOS:
+        return SCENARIOS[mode](engine)
     losses = train(engine, range(warm))
     before, probe_before = snapshot(engine), probe(engine)
     old, old_zero = weakref.ref(engine.deepspeed), weakref.ref(engine.deepspeed.optimizer)
     if mode != "unsplit":
-        engine = replace_blocks(engine, plan, LANGUAGES, seed=1)
+        engine = swap(engine, plan)
         gc.collect()
     after, probe_after = snapshot(engine), probe(engine)
     untouched = [key for key in before if key in after]

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.launcher
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 MODES = ("warm", "cold", "unsplit", "two-sites", "checkpointing")
+SCENARIOS = ("again", "ten-swaps", "failing")
 EXTRA = ("zero2_offload:warm", "zero2_bf16:warm")
 
 Results = dict[str, dict]
@@ -30,20 +31,27 @@ def results(request: pytest.FixtureRequest, by_ranks: dict[int, Results]) -> Res
 
 def _run(ranks: int, folder: Path) -> Results:
     out = folder / "results.json"
-    runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in (*(f"{s}:{m}" for s in STAGES for m in MODES), *EXTRA)]
+    runs = [
+        f"ds_configs/{name.replace(':', '.json:')}"
+        for name in (*(f"{s}:{m}" for s in STAGES for m in (*MODES, *SCENARIOS)), *EXTRA)
+    ]
     code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks)
     assert code == 0 and out.exists(), output[-3000:]
     return json.loads(out.read_text())
 
 
+def single_swaps(results: Results) -> Results:
+    return {name: result for name, result in results.items() if not name.endswith(SCENARIOS)}
+
+
 def test_a_function_preserving_split_keeps_the_loss(results: Results) -> None:
-    for name, result in results.items():
+    for name, result in single_swaps(results).items():
         before, after = result["probe"]
         assert after == pytest.approx(before, abs=1e-5 if "bf16" not in name else 2e-2), name
 
 
 def test_untouched_weights_and_moments_are_bit_equal(results: Results) -> None:
-    for name, result in results.items():
+    for name, result in single_swaps(results).items():
         assert result["untouched"] >= 100, name
         assert result["changed"] == [], name
 
@@ -55,14 +63,44 @@ def test_moments_travel_with_their_neurons(results: Results) -> None:
 
 
 def test_nothing_of_the_old_engine_is_left(results: Results) -> None:
-    assert [name for name, result in results.items() if result["leaked"]] == []
+    assert [name for name, result in single_swaps(results).items() if result["leaked"]] == []
 
 
 def test_counters_go_on(results: Results) -> None:
-    assert {name: result["steps"] for name, result in results.items()} == {name: 4 if "cold" in name else 7 for name in results}
+    steps = {name: result["steps"] for name, result in single_swaps(results).items()}
+    assert steps == {name: 4 if "cold" in name else 7 for name in steps}
 
 
-@pytest.mark.parametrize("mode", MODES)
+def test_splitting_further_keeps_the_loss_and_regrouping_does_not(results: Results) -> None:
+    """Lanes that have learnt apart can be divided for free, but not shared or exchanged."""
+    for stage in STAGES:
+        result = results[f"{stage}:again"]
+        split, further, *others = (after - before for before, after in result["probes"])
+        assert max(abs(split), abs(further)) < 1e-5, stage
+        assert min(map(abs, others)) > 1e-5, stage
+        assert result["blocks"] == ["SeamlessM4TConformerFeedForward"] * 2, stage
+
+
+def test_ten_swaps_leave_no_trace(results: Results) -> None:
+    """Five splits and five merges: state bit-equal, one engine alive, no memory taken, training as if nothing had been."""
+    for stage in STAGES:
+        result = results[f"{stage}:ten-swaps"]
+        assert (result["changed"], result["alive"]) == ([], 1), stage
+        assert result["names"] > 300, stage
+        assert result["resident"][-1] - result["resident"][1] < 4 << 20, stage
+        assert result["losses"] == pytest.approx(results[f"{stage}:unsplit"]["losses"], abs=1e-6), stage
+
+
+def test_a_failure_on_one_rank_leaves_the_old_model_on_all(by_ranks: dict[int, Results]) -> None:
+    for ranks, results in by_ranks.items():
+        for stage in STAGES:
+            result = results[f"{stage}:failing"]
+            assert f"rank {ranks - 1}: MemoryError: no room" in result["error"]
+            assert "no rank has changed its model" in result["error"]
+            assert result["losses"] == results[f"{stage}:unsplit"]["losses"], stage
+
+
+@pytest.mark.parametrize("mode", (*MODES, "again"))
 def test_every_stage_trains_as_stage_0(results: Results, mode: str) -> None:
     for stage in STAGES[1:]:
         assert results[f"{stage}:{mode}"]["losses"] == pytest.approx(results[f"zero0:{mode}"]["losses"], abs=5e-5), stage

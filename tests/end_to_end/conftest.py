@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from gdps_ds.data.demo import build_demo_corpus
+from tests.end_to_end.runs import run
 from tests.tiny import ARCHITECTURE
 
 
@@ -48,3 +49,12 @@ def experiment(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run: 2 ranks, ZeRO-2, logged to W&B offline."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    output = run(experiment, folder, "track.wandb=true")
+    (folder / "output.txt").write_text(output)
+    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,42 +14,10 @@ import yaml
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config_file import load_config
 from gdps_ds.plan import SharingPlan
+from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
 from tests.launch import ROOT, launch, start
 
 pytestmark = pytest.mark.launcher
-
-TRAIN = "launchers/train.py"
-
-
-def run(experiment: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
-    code, output = launch(TRAIN, "--config", experiment, f"run.dir={folder}", *overrides, ranks=ranks)
-    assert code == 0, output[-4000:]
-    return output
-
-
-def metrics(folder: Path, phase: str) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["phase"] == phase]
-
-
-def losses(folder: Path) -> dict[tuple[str, int], float]:
-    """Training and dev losses by phase and update; a step that was made twice counts as it was the last time."""
-    return {
-        (f"{phase} {kind}", line["update"]): (line["loss"] if kind == "train" else line["dev"])["all"]
-        for phase in ("unified", "gdps", "uniform")
-        for line in metrics(folder, phase)
-        for kind in ("train", "dev")
-        if ("loss" if kind == "train" else "dev") in line
-    }
-
-
-@pytest.fixture(scope="session")
-def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run: 2 ranks, ZeRO-2, logged to W&B offline."""
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    output = run(experiment, folder, "track.wandb=true")
-    (folder / "output.txt").write_text(output)
-    return folder
 
 
 def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> None:
@@ -108,17 +75,6 @@ def test_other_stages_and_world_sizes_give_the_same_run(
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), abs=2e-4)
     ours, theirs = SharingPlan.load(tmp_path / "run" / "plan.json"), SharingPlan.load(finished / "plan.json")
     assert (ours.groups, [site.name for site in ours.sites]) == (theirs.groups, [site.name for site in theirs.sites])
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """The launcher's output up to ``text``; progress bars write no newlines, so it is read character by character."""
-    assert process.stdout is not None
-    seen = ""
-    while text not in seen:
-        character = process.stdout.read(1)
-        assert character, f"ended before '{text}':\n{seen[-3000:]}"
-        seen += character
-    return seen
 
 
 @pytest.mark.parametrize(("phase", "signum"), [("unified", signal.SIGINT), ("gdps", signal.SIGTERM)])

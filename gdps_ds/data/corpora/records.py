@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gdps_ds.data.corpora.files import (
     text_of,
     utterances,
 )
-from gdps_ds.data.manifest import DataError, Utterance, read_manifest
+from gdps_ds.data.manifest import Measured, Utterance, digest_of, stream_manifest
 
 BEMBA = Pair("bem", "eng")
 PLACEHOLDER = "placeholder text"
@@ -28,14 +29,16 @@ PLACEHOLDERS = frozenset({".", "NOT PLAYING", "NOT FOUND"})
 
 
 def read_manifest_folder(root: Path, split: str) -> Iterator[Utterance]:
-    """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it; what ``launchers/prepare.py`` writes."""
+    """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it.
+
+    Where it still is as ``launchers/prepare.py`` wrote it, which its report tells, its audio need not be decoded again.
+    """
     path = root / f"{split}.jsonl"
     if not path.is_file():
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
-    found = read_manifest(path)
-    if not found:
-        raise DataError(f"{path}: no utterances")
-    yield from found
+    report = root / f"{split}.report.json"
+    measured = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("manifest") == digest_of(path)
+    yield from stream_manifest(path, Measured if measured else Utterance)
 
 
 def read_bigc(root: Path, split: str) -> Iterator[Utterance]:

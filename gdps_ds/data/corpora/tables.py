@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gdps_ds.data.corpora.files import NO_AUDIO, Pair, first_file, iso_639_1, name_of, split_file, table, text_of, utterances
+from gdps_ds.data.corpora.files import (
+    NO_AUDIO,
+    Pair,
+    RowFault,
+    first_file,
+    iso_639_1,
+    name_of,
+    no_split,
+    split_file,
+    table,
+    text_of,
+    utterances,
+)
 from gdps_ds.data.manifest import Utterance
 
 ESTONIAN = Pair("est", "eng")
@@ -25,22 +37,57 @@ def read_taltech(root: Path, split: str) -> Iterator[Utterance]:
 
 
 def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
-    """CoVoST 2: ``covost_v2.<pair>.<split>.tsv`` or ``<split>.tsv`` (path, sentence, translation) and ``clips/*.mp3``.
+    """CoVoST 2 on top of Common Voice: ``clips/*.mp3``, and one of three kinds of table.
 
-    In the name the pair is written as Common Voice does, such as ``fr_en`` or ``sv-SE_en``.
+    ``covost_v2.<pair>.tsv`` (path, translation, split) is what is distributed, and Common Voice's ``validated.tsv`` (path,
+    sentence) holds its transcripts; ``covost_v2.<pair>.<split>.tsv`` or ``<split>.tsv`` (path, sentence, translation) is what
+    the authors' script makes of the two. In names the pair is written as Common Voice does, such as ``fr_en`` or
+    ``sv-SE_en``. Clips that Common Voice has withdrawn since are missing files.
     """
     prefix = f"covost2-{pair.source}-{pair.target}-{split}"
 
     def parse(row: dict[str, str]) -> Utterance:
         name = name_of(row, "path", NO_AUDIO)
         clips = [root / "clips" / name, root / "clips" / f"{name}.mp3", root / name]
-        # The tables are written with a backslash before each quote.
-        source, target = (text and text.replace('\\"', '"') for text in (text_of(row, "sentence"), text_of(row, "translation")))
+        source, target = (_unescaped(text_of(row, column)) for column in ("sentence", "translation"))
         return Utterance(f"{prefix}-{_stem(name)}", first_file(clips), *pair, target, source)
 
-    tables = sorted(root.glob(f"covost_v2.{iso_639_1(pair.source)}*_{iso_639_1(pair.target)}*.{split}.tsv"))
-    path = tables[0] if tables else split_file(root, split, "*.tsv")
-    yield from utterances(table(path, "path", "sentence"), parse, prefix, pair)
+    # Common Voice's own train.tsv, which has no translations, may lie beside CoVoST's table.
+    name = f"covost_v2.{iso_639_1(pair.source)}*_{iso_639_1(pair.target)}*"
+    if joined := sorted(root.glob(f"{name}.{split}.tsv")):
+        rows = table(joined[0], "path", "sentence")
+    elif distributed := [path for path in sorted(root.glob(f"{name}.tsv")) if path.name.count(".") == 2]:
+        rows = _covost2_rows(distributed[0], split, root / "validated.tsv")
+    else:
+        rows = table(split_file(root, split, "*.tsv"), "path", "sentence")
+    yield from utterances(rows, parse, prefix, pair)
+
+
+def _covost2_rows(path: Path, split: str, validated: Path) -> Iterator[tuple[int, dict[str, str] | RowFault]]:
+    """One split's rows of a distributed table with their transcripts, and the rows that cannot be read."""
+    found, splits = [], set()
+    for number, row in table(path, "path", "translation", "split"):
+        # What CoVoST 2 adds to Common Voice's training set is named train_covost.
+        name = split if isinstance(row, RowFault) else row["split"].removesuffix("_covost")
+        splits.add(name)
+        if name == split:
+            found.append((number, row))
+    if not found:
+        raise no_split(path, split, splits)
+    wanted = {row["path"] for _, row in found if not isinstance(row, RowFault)}
+    sentences: dict[str, str] = {}
+    if validated.is_file():
+        clips = (clip for _, clip in table(validated, "path", "sentence") if not isinstance(clip, RowFault))
+        sentences = {clip["path"]: clip["sentence"] for clip in clips if clip["path"] in wanted}
+    for number, row in found:
+        if not isinstance(row, RowFault) and (sentence := sentences.get(row["path"])):
+            row = row | {"sentence": sentence}
+        yield number, row
+
+
+def _unescaped(text: str | None) -> str | None:
+    """The tables are written with a backslash before each quote."""
+    return text and text.replace('\\"', '"')
 
 
 def read_gmu(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:

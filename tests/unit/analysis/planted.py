@@ -70,7 +70,7 @@ def plant(
         gradients[name] = _neuron_gradients(generator, groups, site, hidden, sketch)
         halves = _isotropic(generator, (len(groups), HALVES, hidden * sketch), noise)
         halves = gradients[name][:, None] + halves.reshape(len(groups), HALVES, hidden, sketch) / per_half**0.5
-        drawn[name] = SiteSketch(core.transpose(2, 0, 1, 3, 4).copy(), site.scale * tokens * per_half * halves)
+        drawn[name] = SiteSketch(hidden, core.transpose(2, 0, 1, 3, 4).copy(), site.scale * tokens * per_half * halves)
     sketches = Sketches(NAMES[: len(groups)], tokens * counts, counts, drawn, seed)
     return Planted(sketches, groups, gradients)
 

@@ -26,7 +26,7 @@ SITES = {
 
 def plan_of(sketches: Sketches, **settings: object) -> SharingPlan:
     chosen = PlanConfig.model_validate({"round_to": 8, "bootstrap": 200} | settings)
-    return make_plan(sketches, chosen, {name: HIDDEN for name in sketches.sites})
+    return make_plan(sketches, chosen)
 
 
 def sketches_of(labels: Sequence[int] = (0, 1, 0, 0), noise: float = 0.5, seed: int = 0, **changes: object) -> Sketches:
@@ -87,13 +87,39 @@ def test_pure_noise_leaves_the_model_uniform_with_a_reason() -> None:
 
 
 def test_a_noisy_language_is_named() -> None:
-    sketches = plant([0, 0, 1], {TORN: PlantedSite()}, noise=1.0, seed=0).sketches
+    sketches = plant([0, 1, 1], {TORN: PlantedSite()}, noise=1.0, seed=0).sketches
     core = sketches.sites[TORN].core.copy()
     core[:, 2] = 100 * np.random.default_rng(0).standard_normal(core[:, 2].shape)
-    noisy = dataclasses.replace(sketches, sites={TORN: SiteSketch(core, sketches.sites[TORN].neurons)})
-    plan = plan_of(noisy, sites=(TORN,), groups=2)
+    noisy = dataclasses.replace(sketches, sites={TORN: dataclasses.replace(sketches.sites[TORN], core=core)})
+    plan = plan_of(noisy, sites=(TORN,))
     assert plan.is_uniform
-    assert "rho is undefined for est" in plan.reason
+    assert "groups: one, rho is undefined for est: its gradient cannot be told from noise" in plan.reason
+
+
+def test_groups_that_are_asked_for_fall_back_on_the_cosine_where_rho_is_undefined() -> None:
+    for seed in range(5):
+        sketches = plant([0, 1, 0, 0], {TORN: PlantedSite(within=0.95)}, noise=8.0, seed=seed).sketches
+        assert plan_of(sketches, sites=(TORN,)).is_uniform
+        plan = plan_of(sketches, sites=(TORN,), groups=2)
+        assert plan.groups == (("aeb", "est", "gle"), ("bem",))
+        assert "groups: 2 by k-means on the cosine of mean gradients, as rho is undefined for " in plan.reason
+        # delta is about 0 in so much noise: the published rule then shares most.
+        assert len(plan.sites[0].shared) == 0.75 * HIDDEN
+        assert "as rho between the groups is undefined here" in plan.reason
+        assert json.loads(plan.to_json())["evidence"]["grouping"]["measure"] == "cosine"
+    by_ward = plan_of(sketches, sites=(TORN,), groups=3, clustering="ward", shared=0.5)
+    assert len(by_ward.groups) == 3 and len(by_ward.sites[0].shared) == HIDDEN // 2
+    assert "groups: 3 by Ward linkage on the cosine" in by_ward.reason
+
+
+@pytest.mark.parametrize("method", ["average", "ward", "k-means"])
+@pytest.mark.parametrize("rule", ["ours", "paper"])
+def test_either_rule_takes_every_method_of_clustering(rule: str, method: str) -> None:
+    plan = plan_of(sketches_of(), rule=rule, sites=(TORN,), clustering=method, bootstrap=20)
+    assert plan.groups == (("aeb", "est", "gle"), ("bem",))
+    grouping = plan.evidence["grouping"]
+    assert (grouping["method"], grouping["measure"]) == (method, "rho" if rule == "ours" else "cosine")
+    assert ("linkage" in grouping) == (method != "k-means")
 
 
 def test_paper_rule() -> None:
@@ -158,7 +184,7 @@ def test_plans_are_deterministic_and_survive_json() -> None:
     assert plan.to_json() == again.to_json()
     assert SharingPlan.from_json(plan.to_json()) == plan
     louder = {
-        name: SiteSketch(7 * site.core, None if site.neurons is None else 7 * site.neurons)
+        name: SiteSketch(site.hidden, 7 * site.core, None if site.neurons is None else 7 * site.neurons)
         for name, site in sketches.sites.items()
     }
     assert plan_of(dataclasses.replace(sketches, sites=louder)).digest == plan.digest
@@ -174,7 +200,8 @@ def test_evidence_holds_the_figures_behind_each_decision() -> None:
     # Gradients are 1, 3 and 1 times as large: 9 of 11 parts of the energy are not where the conflict is.
     assert evidence["sites"]["speech_encoder.encoder.layers.2.ffn2"]["energy_share"] == pytest.approx(9 / 11, abs=0.02)
     assert np.shape(evidence["similarity"][TORN]["rho"]["value"]) == (4, 4)
-    assert evidence["grouping"]["labels"] == evidence["grouping"]["k_means"] == [0, 1, 0, 0]
+    assert evidence["grouping"]["labels"] == [0, 1, 0, 0]
+    assert evidence["grouping"]["by_method"] == {key: [0, 1, 0, 0] for key in ("average", "ward", "k-means")}
     split = evidence["splits"][TORN]
     assert split["capacity"]["common_share"]["low"] < 0.4 < split["capacity"]["common_share"]["high"]
     assert sum(split["energies"]["shares"].values()) == pytest.approx(1, abs=1e-3)
@@ -190,7 +217,7 @@ def test_evidence_holds_the_figures_behind_each_decision() -> None:
 
 def test_without_neuron_sketches_only_new_weights_can_fill_the_lanes() -> None:
     sketches = sketches_of()
-    bare = {name: SiteSketch(site.core, None if name == TORN else site.neurons) for name, site in sketches.sites.items()}
+    bare = sketches.sites | {TORN: dataclasses.replace(sketches.sites[TORN], neurons=None)}
     partly = dataclasses.replace(sketches, sites=bare)
     with pytest.raises(ValueError, match=rf"plan\.sites: '{TORN}' has no neuron sketch, .* mine\.neurons: all"):
         plan_of(partly, sites=("*10*",))
@@ -211,10 +238,6 @@ def test_what_does_not_go_together_is_an_error() -> None:
         plan_of(sketches, groups=(("aeb",), ("bem",)))
     with pytest.raises(ValueError, match=r"plan\.round_to: no multiple of 64 below the hidden width 64"):
         plan_of(sketches, round_to=64)
-    with pytest.raises(ValueError, match=f"'{TORN}' has 64 hidden neurons, the model has 32"):
-        make_plan(sketches, PlanConfig(), {name: 32 if name == TORN else HIDDEN for name in SITES})
-    with pytest.raises(ValueError, match=r"'speech.*' \(mine\.sites\), which is no feed-forward block of the model"):
-        make_plan(sketches, PlanConfig(), {})
 
 
 def test_faulty_sketches_name_language_and_site() -> None:

@@ -82,8 +82,8 @@ def test_sites_are_ordered_by_number() -> None:
 def test_a_file_gives_the_sketches_back(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sites = {
-        "layers.9.ffn2": SiteSketch(generator.normal(size=(2, 2, 3, 4, 4)), generator.normal(size=(2, 2, 5, 4))),
-        "layers.10.ffn2": SiteSketch(generator.normal(size=(2, 2, 3, 4, 4)), None),
+        "layers.9.ffn2": SiteSketch(5, generator.normal(size=(2, 2, 3, 4, 4)), generator.normal(size=(2, 2, 5, 4))),
+        "layers.10.ffn2": SiteSketch(7, generator.normal(size=(2, 2, 3, 4, 4))),
     }
     sketches = Sketches(("aeb", "bem"), np.ones((2, 3)), np.arange(6.0).reshape(2, 3), sites, seed=7)
     sketches.save(tmp_path / "sketches.safetensors")
@@ -92,3 +92,4 @@ def test_a_file_gives_the_sketches_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.utterances, sketches.utterances)
     np.testing.assert_array_equal(loaded.sites["layers.9.ffn2"].neurons, sites["layers.9.ffn2"].neurons)
     assert loaded.sites["layers.10.ffn2"].neurons is None
+    assert [site.hidden for site in loaded.sites.values()] == [5, 7]

@@ -144,6 +144,25 @@ def covost2(root: Path) -> Path:
     return root
 
 
+def covost2_distributed(root: Path) -> Path:
+    """The table of the distribution in the folder of Common Voice, whose own tables have no translations."""
+    covost2(root)
+    (root / "covost_v2.et_en.train.tsv").unlink()
+    rows = [
+        "path|translation|split",
+        "common_voice_et_1.mp3|Hello|train",
+        "common_voice_et_2.mp3|Yes|train_covost",
+        "common_voice_et_3.mp3|withdrawn|train",
+        "common_voice_et_4.mp3|other|dev",
+        "broken",
+    ]
+    write(root / "covost_v2.et_en.tsv", tsv(*rows))
+    write(root / "train.tsv", tsv("client_id|path|sentence", "c0ffee|common_voice_et_1.mp3|Tere"))
+    clips = ["client_id|path|sentence|up_votes", "c0ffee|common_voice_et_1.mp3|Tere|2", "c0ffee|common_voice_et_9.mp3|x|2"]
+    write(root / "validated.tsv", tsv(*clips))
+    return root
+
+
 def gmu(root: Path) -> Path:
     """A cell that opens with a quote; two files of one name; a test set without translations."""
     for folder in "xy":

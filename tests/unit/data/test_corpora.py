@@ -75,7 +75,7 @@ def test_errors_name_the_root_and_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dev: no \.wav or \.fr files; is the corpus layout right\?"):
         next(read_corpus("mboshi-french", tmp_path, "dev"))
     (tmp_path / "dev.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"dev\.jsonl: no utterances"):
+    with pytest.raises(DataError, match=r"split 'dev' of corpus layout 'manifest' holds no utterances"):
         next(read_corpus("manifest", tmp_path, "dev"))
 
 

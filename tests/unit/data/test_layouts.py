@@ -162,6 +162,21 @@ def test_covost_decodes_mp3(tmp_path: Path) -> None:
     assert all(0.9 < (utterance.duration or 0) < 1.2 for utterance in usable)
 
 
+def test_covost_as_it_is_distributed(tmp_path: Path) -> None:
+    root = fixtures.covost2_distributed(tmp_path)
+    found = list(read_corpus("covost2:est-eng", root, "train"))
+    assert texts(found) == [("Tere", "Hello"), (None, "Yes"), (None, "withdrawn"), (None, None)]
+    prefix = "covost2-est-eng-train-"
+    ids, reasons = kept(found)
+    assert ids == [f"{prefix}common_voice_et_1", f"{prefix}common_voice_et_2"]
+    assert reasons == {"missing file": 1, "wrong number of columns": 1}
+    (root / "validated.tsv").unlink()
+    assert texts(list(read_corpus("covost2:est-eng", root, "dev")))[0] == (None, "other")
+    fixtures.write(root / "covost_v2.et_en.tsv", fixtures.tsv("path|translation|split", "a.mp3|Hello|train"))
+    with pytest.raises(DataError, match=r"covost_v2\.et_en\.tsv: no split 'test'; splits there: train$"):
+        list(read_corpus("covost2:est-eng", root, "test"))
+
+
 def test_gmu_manifests(tmp_path: Path) -> None:
     root = fixtures.gmu(tmp_path)
     found = list(read_corpus("gmu:bem-eng", root, "train"))

@@ -125,7 +125,7 @@ def test_all_faults_of_a_file_come_at_once(tmp_path: Path) -> None:
     assert found[3] == "empty line"
     assert found[4] == "must be an object, found list"
     assert found[5].startswith("not UTF-8")
-    assert found[6] == "id 'a' is already on line 1"
+    assert found[6] == "its id is on line 1 already"
     assert found[7] == "key 'id' twice"
     assert found[8] == "missing key 'audio'"
 
@@ -155,7 +155,7 @@ def test_the_writer_refuses_what_the_reader_would_and_keeps_the_old_file(tmp_pat
     path = tmp_path / "m.jsonl"
     good = Utterance("a", "/a.wav", "bem", "eng", "x")
     write_manifest(path, [good])
-    with pytest.raises(ManifestError, match="id 'a' is already on line 1"):
+    with pytest.raises(ManifestError, match="its id is on line 1 already"):
         write_manifest(path, [good, good])
     assert read_manifest(path) == [good]
 

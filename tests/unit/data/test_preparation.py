@@ -4,7 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import pytest
 import soundfile
 
 from gdps_ds.data import audio, preparation
-from gdps_ds.data.manifest import DataError, Utterance, read_manifest, write_manifest
-from gdps_ds.data.preparation import PreparationReport, overlap, prepare
+from gdps_ds.data.corpora import read_corpus
+from gdps_ds.data.manifest import DataError, Measured, Utterance, digest_of, read_manifest, write_manifest
+from gdps_ds.data.parallel import AHEAD, map_in_order
+from gdps_ds.data.preparation import PreparationReport, overlaps, prepare, prepared
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared" / "data"
@@ -106,7 +108,7 @@ def test_all_languages_and_missing_references_can_be_let_in(corpus: list[Utteran
     kept, report = prepare(corpus, languages=None, require_text=False, **LIMITS)
     assert {"blank", "none", "other"} <= {utterance.id for utterance in kept}
     assert report.of("bem").unreferenced == 2
-    assert "2  kept, but without a translation" in report.summary()
+    assert "2  kept, but without a translation" in report.summary({})
 
 
 def test_a_usable_repetition_of_an_unusable_utterance_is_kept(corpus: list[Utterance]) -> None:
@@ -123,7 +125,7 @@ def test_what_is_too_long_can_be_cut_instead(corpus: list[Utterance]) -> None:
     }
     assert (report.of("bem").shortened, report.of("bem").cut) == (2, 1)
     assert preparation.TOO_LONG not in report.of("bem").skipped
-    assert "2  kept, but shortened" in report.summary()
+    assert "2  kept, but shortened" in report.summary({})
     assert prepare(kept, languages=["bem"], **LIMITS)[0] == kept
 
 
@@ -140,6 +142,53 @@ def test_a_talk_of_hours_is_not_decoded_to_see_that_it_is_too_long(
     monkeypatch.setattr(preparation, "read_segment", recording)
     prepare([replace(corpus[13], duration=None)], languages=None, **LIMITS)
     assert seconds == [3.0]
+
+
+def test_rows_come_and_go_one_at_a_time(corpus: list[Utterance]) -> None:
+    read: list[str] = []
+
+    def counted() -> Iterator[Utterance]:
+        for utterance in corpus:
+            read.append(utterance.id)
+            yield utterance
+
+    report = PreparationReport()
+    rows = prepared(counted(), report, languages=LANGUAGES, **LIMITS)
+    assert [next(rows).id, next(rows).id] == ["good", "stereo"] == read
+    assert report.of("est").kept == 1
+
+
+def test_processes_take_only_a_little_ahead() -> None:
+    taken = 0
+
+    def counted() -> Iterator[int]:
+        nonlocal taken
+        for taken in range(1, 1001):
+            yield -taken
+
+    results = map_in_order(abs, counted(), workers=1, progress=False, label="test", part=2)
+    assert (next(results), next(results)) == (1, 2)
+    assert taken <= 2 * (AHEAD + 1)
+    assert [2, *results] == list(range(2, 1001))
+
+
+def test_what_a_manifest_measured_is_not_decoded_again(corpus: list[Utterance], tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no audio at all")
+    plain = Measured("a", str(tmp_path / "text.wav"), "bem", "eng", "x", duration=1.0)
+    rows = [
+        plain,
+        replace(plain, id="long", duration=3.0),
+        replace(plain, id="short", duration=0.02),
+        replace(plain, id="missing", audio=str(tmp_path / "nowhere.wav")),
+        replace(plain, id="blank", target_text=None),
+    ]
+    kept, report = prepare(rows, languages=["bem"], **LIMITS)
+    assert kept == [Utterance("a", plain.audio, "bem", "eng", "x", duration=1.0)]
+    skipped = [preparation.TOO_LONG, preparation.TOO_SHORT, audio.MISSING, preparation.NO_TEXT]
+    assert dict(report.of("bem").skipped) == dict.fromkeys(skipped, 1)
+    assert (report.of("bem").seconds, dict(report.of("bem").sample_rates)) == (1.0, {})
+    cut, report = prepare(rows[1:2], languages=["bem"], too_long="cut", **LIMITS)
+    assert (cut[0].duration, report.of("bem").shortened) == (2.0, 1)
 
 
 def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
@@ -160,11 +209,11 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
         "sample_rates": {"44100": 1},
         "channels": {"2": 1},
     }
-    summary = report.summary().splitlines()
+    summary = report.summary({}).splitlines()
     assert summary[1].split()[:5] == ["bem", "3", "0.00", "10", "1"]
     assert summary[2].split(maxsplit=1)[0] == "2"
     assert any(line.endswith("too long: long, talk") for line in summary)
-    assert "44100 Hz, 2 channel(s)" in report.summary()
+    assert "44100 Hz, 2 channel(s)" in report.summary({})
 
 
 def test_a_language_without_utterances_stops_the_run_with_the_counts(corpus: list[Utterance]) -> None:
@@ -209,8 +258,9 @@ def test_the_launcher_writes_manifest_and_report(
     assert json.loads((tmp_path / "out" / "train.report.json").read_text(encoding="utf-8")) == {
         "languages": report.to_dict(),
         "overlap": {},
+        "manifest": digest_of(tmp_path / "out" / "train.jsonl"),
     }
-    assert report.summary() in capsys.readouterr().out
+    assert report.summary({}) in capsys.readouterr().out
 
 
 def test_splits_that_share_utterances_are_told_of(
@@ -221,14 +271,40 @@ def test_splits_that_share_utterances_are_told_of(
         replace(corpus[2], id="2", source_text=None),
         replace(corpus[2], id="3", target_text="new"),
     )
-    assert overlap([same_place, same_text, other], [corpus[0]]) == 2
-    assert overlap([replace(other, target_text=None)], [replace(corpus[0], target_text=None)]) == 0
+    assert overlaps([same_place, same_text, other], {"dev": [corpus[0]], "test": []}) == {"dev": 2}
+    assert overlaps([replace(other, target_text=None)], {"dev": [replace(corpus[0], target_text=None)]}) == {}
     for split, utterances in (("train", corpus[:3]), ("dev", [same_place, same_text, other])):
         write_manifest(tmp_path / "raw" / f"{split}.jsonl", utterances)
         options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", split, "--out", str(tmp_path / "out")]
         assert main(options) == 0
     assert json.loads((tmp_path / "out" / "dev.report.json").read_text(encoding="utf-8"))["overlap"] == {"train": 3}
-    assert "3 of them are in split train too" in capsys.readouterr().out
+    assert "3 of them are in train too" in capsys.readouterr().out
+
+
+def test_a_manifest_is_taken_at_its_word_only_as_the_launcher_wrote_it(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance]
+) -> None:
+    write_manifest(tmp_path / "raw" / "train.jsonl", corpus[:3])
+    out = tmp_path / "out"
+    options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "train", "--out", str(out)]
+    assert main(options) == 0
+    assert all(isinstance(row, Measured) for row in read_corpus("manifest", out, "train"))
+    with (out / "train.jsonl").open("a") as file:
+        file.write((tmp_path / "raw" / "train.jsonl").read_text().splitlines()[0].replace('"good"', '"new"') + "\n")
+    rows = list(read_corpus("manifest", out, "train"))
+    assert len(rows) == 4 and not any(isinstance(row, Measured) for row in rows)
+
+
+def test_a_test_set_without_references_is_prepared_when_asked(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path / "raw" / "test.jsonl", [replace(row, target_text=None) for row in corpus[:3]])
+    options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "test", "--out", str(tmp_path / "out")]
+    assert main(options) == 2
+    assert "bem: 2 read, 2 empty text" in capsys.readouterr().err
+    assert main([*options, "--no-references"]) == 0
+    assert "2  kept, but without a translation" in capsys.readouterr().out
+    assert [row.target_text for row in read_manifest(tmp_path / "out" / "test.jsonl")] == [None] * 3
 
 
 def test_the_launcher_ends_with_2_and_a_message_on_faults(

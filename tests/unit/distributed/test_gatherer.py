@@ -16,7 +16,7 @@ from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, lanes_of
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import split_model
 from gdps_ds.training.loss import target_tokens, utterance_losses
-from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
+from tests.tiny import HIDDEN, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
 
 SEED, FOLDS, K = 5, 4, 12
 ALONE = Communicator(0, 1, 0, torch.device("cpu"))
@@ -69,6 +69,7 @@ def batches() -> list[Batch]:
 def test_core_sketch_is_the_projected_gradient_of_the_language(batches: list[Batch], language: int) -> None:
     """C = P_out G P_in^T per fold. Padded frames carry no gradient, so masking them loses nothing."""
     sketches = gather(tiny_model().eval(), batches)
+    assert {site.hidden for site in sketches.sites.values()} == {HIDDEN}
     for fold in range(FOLDS):
         gradients = language_gradients(batches, language, {fold})
         for role_number, role in enumerate((INPUT_LINEAR, OUTPUT_LINEAR)):

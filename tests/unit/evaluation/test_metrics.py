@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gdps_ds.evaluation.decoding import rank_share
-from gdps_ds.evaluation.metrics import NORMALISERS, score, score_languages, signatures
+from gdps_ds.evaluation.metrics import METRICS, NORMALISERS, score, score_languages, signatures, statistics
 
 TEXT = "Don't stop — it's 5 o'clock, (really)! well-known «quote» # 1"
 
@@ -28,6 +28,33 @@ def test_the_two_strictest_normalisers_differ_in_symbols() -> None:
     assert (NORMALISERS["gmu"]("a + b_c"), NORMALISERS["gdps"]("a + b_c")) == ("a + bc", "a b_c")
 
 
+@pytest.mark.parametrize(
+    ("text", "shared_task", "gmu", "gdps"),
+    [
+        ('So: "Yes (well) #1 + 2 = 3; no?"', "so yes well 1 2 3 no", "so yes well 1 + 2 = 3 no", "so yes well 1 2 3 no"),
+        ("¿Qué? L’été, …", "¿qué l’été …", "qué lété", "qué lété"),
+        ("A.M. 50% off_now $5", "am 50% off_now $5", "am 50 offnow $5", "am 50 off_now 5"),
+    ],
+)  # fmt: skip
+def test_worked_examples(text: str, shared_task: str, gmu: str, gdps: str) -> None:
+    """Character by character as the published scripts do: dollars and pluses are symbols, percent signs punctuation."""
+    assert [NORMALISERS[name](text) for name in ("shared-task", "gmu", "gdps")] == [shared_task, gmu, gdps]
+
+
+def test_the_shared_tasks_normaliser_strips_exactly_its_list() -> None:
+    printable = "".join(map(chr, range(33, 127)))
+    assert set(printable.lower()) - set(NORMALISERS["shared-task"](printable)) == set('()#+=?!;.,":')
+
+
+def test_statistics_add_up_to_the_corpus_score() -> None:
+    hypotheses = ["the cat sat on a mat", "", "a dog ran, fast", "zzz"]
+    references = ["the cat sat on the mat", "nothing", "the dog ran fast", "a longer reference than that"]
+    for name, found in statistics(hypotheses, references, "none").items():
+        assert found.score == METRICS[name]().corpus_score(hypotheses, [references]).score
+        kept = found.rows[[0, 2]].sum(0).tolist()
+        assert found.of_sum(kept) == METRICS[name]().corpus_score(hypotheses[::2], [references[::2]]).score
+
+
 def test_perfect_and_hopeless_translations() -> None:
     references = ["the cat sat on the mat", "a dog ran through the park"]
     assert score(references, references, "none") == {"BLEU": pytest.approx(100), "chrF++": pytest.approx(100), "TER": 0}
@@ -49,7 +76,7 @@ def test_signatures_name_metric_settings_and_normaliser() -> None:
     found = signatures("gmu")
     assert found["BLEU"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert "nw:2" in found["chrF++"]
-    assert all(signature.endswith("|norm:gmu") for signature in found.values())
+    assert all(signature.endswith("|normaliser:gmu") for signature in found.values())
 
 
 def test_the_mean_is_over_languages_not_sentences() -> None:

@@ -103,12 +103,12 @@ def test_conflict_stands_at_its_layer_with_its_interval() -> None:
 def test_capacity_point_lies_on_the_published_steps(delta: float, fraction: float) -> None:
     share = {"value": 0.5, "low": 0.4, "high": None}
     figure = figures.capacity_decision({"delta": delta, "common_share": share, "shared_width": 32}, 64)
-    left, right = figure.axes
-    point = next(line for line in left.lines if line.get_marker() == "D")
+    upper, lower = figure.axes
+    point = next(line for line in upper.lines if line.get_marker() == "D")
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (delta, fraction)
-    values, edges, _ = left.patches[0].get_data()
+    values, edges, _ = upper.patches[0].get_data()
     assert values[np.searchsorted(edges, delta, side="right") - 1] == fraction
-    taken = [line for line in right.lines if line.get_linestyle() == ":"]
+    taken = [line for line in lower.lines if line.get_linestyle() == ":"]
     assert taken[0].get_ydata()[0] == 0.5
     assert drawn(figure)
 
@@ -120,11 +120,11 @@ def test_capacity_without_figures_is_drawn() -> None:
 
 def test_shares_are_ordered_and_coloured_by_group() -> None:
     figure = figures.energy_shares({"aeb": 0.5, "bem": 0.2, "est": 0.3}, [("bem", "est"), ("aeb",)], [0.5, 0.5])
-    left, right = figure.axes
-    assert names(left, "y") == ["bem", "est", "aeb"] and names(right, "y") == ["bem est", "aeb"]
-    assert [bar.get_width() for bar in left.patches] == [0.2, 0.3, 0.5]
-    assert [text.get_text().strip() for text in left.texts] == ["20.0%", "30.0%", "50.0%"]
-    assert left.patches[0].get_facecolor() == right.patches[0].get_facecolor() != left.patches[2].get_facecolor()
+    upper, lower = figure.axes
+    assert names(upper, "y") == ["bem", "est", "aeb"] and names(lower, "y") == ["bem est", "aeb"]
+    assert [bar.get_width() for bar in upper.patches] == [0.2, 0.3, 0.5]
+    assert [text.get_text().strip() for text in upper.texts] == ["20.0%", "30.0%", "50.0%"]
+    assert upper.patches[0].get_facecolor() == lower.patches[0].get_facecolor() != upper.patches[2].get_facecolor()
     assert drawn(figure)
 
 
@@ -144,10 +144,10 @@ def cca(*pairs: tuple[str, str]) -> dict[str, Any]:
 def test_canonical_correlations_follow_the_names() -> None:
     pairs = cca(("aeb", "bem"), ("aeb", "est"), ("bem", "est"))
     figure = figures.canonical_correlations(pairs, ["est", "aeb", "bem"], [1, 0, 0], "languages")
-    left, right = figure.axes
-    assert texts(right) == {(0, 1): "2", (0, 2): "3", (1, 0): "2", (1, 2): "1", (2, 0): "3", (2, 1): "1"}
-    assert names(right, "x") == ["est", "aeb", "bem"]
-    colours = {round(float(line.get_ydata()[1]), 3): line.get_color() for line in left.lines if len(line.get_ydata()) == 2}
+    upper, lower = figure.axes
+    assert texts(lower) == {(0, 1): "2", (0, 2): "3", (1, 0): "2", (1, 2): "1", (2, 0): "3", (2, 1): "1"}
+    assert names(lower, "x") == ["est", "aeb", "bem"]
+    colours = {round(float(line.get_ydata()[1]), 3): line.get_color() for line in upper.lines if len(line.get_ydata()) == 2}
     assert colours[0.1] == colour_of(0) and colours[0.2] == colours[0.3] == colour_of(1)
     assert len(figures.canonical_correlations(cca(("aeb", "bem+est")), ["aeb", "bem+est"], [0, 1], "").axes) == 1
 
@@ -162,14 +162,14 @@ def test_many_pairs_are_summed_up() -> None:
 def test_neurons_have_the_colour_of_their_lane_and_the_conflict_that_is_left() -> None:
     conflict, energies = np.array([0.4, -0.1, 0.5, 0.2]), np.array([[1.0, 2, 3, 4], [3.0, 2, 1, 0]])
     figure = figures.neuron_map(conflict, energies, [[1, 3], [0], [2]], ["shared", "aeb", "bem"])
-    left, right = figure.axes
-    shared, *private = left.collections
+    upper, lower = figure.axes
+    shared, *private = upper.collections
     # Below 0 stands at the edge, a thousandth of the largest.
     np.testing.assert_allclose(shared.get_offsets(), [[2, 0.0005], [2, 0.2]])
     np.testing.assert_allclose([lane.get_offsets()[0] for lane in private], [[2, 0.4], [2, 0.5]])
-    taken = next(line for line in right.lines if line.get_marker() == "o")
+    taken = next(line for line in lower.lines if line.get_marker() == "o")
     assert (taken.get_xdata()[0], taken.get_ydata()[0]) == (0.5, pytest.approx(0.1))
-    path = right.lines[0]
+    path = lower.lines[0]
     np.testing.assert_allclose(path.get_ydata(), [0, -0.1, 0.1, 0.5, 1.0], atol=1e-12)
     assert drawn(figure)
 
@@ -191,7 +191,7 @@ def test_axes_are_labelled_and_lines_are_not_light() -> None:
         for axes in figure.axes:
             assert axes.get_xlabel() or axes.get_ylabel() or axes.images, figure
         assert all(line.get_color() != "white" for axes in figure.axes for line in axes.lines)
-        assert figure.get_size_inches()[0] <= 7.0, "wider figures cannot be read on a phone"
+        assert figure.get_size_inches()[0] <= 4.8, "wider figures cannot be read on a phone"
 
 
 def test_numbers_for_people() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gdps_ds.analysis.halves import conflict_ratio, groups_agree, half_of, plans_over_halves
-from gdps_ds.analysis.sketch import SiteSketch, Sketches
+from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.analysis.stability import conflict_ratio
 from gdps_ds.config import PlanConfig
 from gdps_ds.plan import SharingPlan
-from gdps_ds.reporting.plan_report import Analysis, analyse, hidden_widths, rules_table, with_interval, write_report
+from gdps_ds.reporting.plan_report import Analysis, analyse, rules_table, with_interval, write_report
 from gdps_ds.reporting.style import number
 from launchers.analyse import main
 from tests.launch import ROOT
@@ -68,8 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def analysis() -> Analysis:
-    sketches = planted()
-    return analyse(sketches, SETTINGS, ("ours", "paper"), hidden_widths(sketches))
+    return analyse(planted(), SETTINGS, ("ours", "paper"))
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +131,7 @@ def test_page_is_whole_without_network(page: Page, folder: Path) -> None:
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
-    sketches = planted(noise=1e4)
-    noise = analyse(sketches, SETTINGS, ("ours", "paper"), hidden_widths(sketches))
+    noise = analyse(planted(noise=1e4), SETTINGS, ("ours", "paper"))
     assert noise.plans["ours"].is_uniform
     page = Page(write_report(noise, tmp_path, "noise").read_text(encoding="utf-8"))
     assert page.table("site")[TORN]["conflict [95 %]"] == "n/a"
@@ -143,66 +141,45 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
 
 def test_a_run_that_kept_few_neuron_sketches_is_reported(tmp_path: Path) -> None:
     sketches = planted()
-    partly = sketches.sites | {CALM: SiteSketch(sketches.sites[CALM].core, None)}
+    partly = sketches.sites | {CALM: dataclasses.replace(sketches.sites[CALM], neurons=None)}
     sketches = dataclasses.replace(sketches, sites=partly)
-    analysis = analyse(sketches, SETTINGS.model_copy(update={"sites": (CALM,)}), ("paper",), hidden_widths(sketches))
+    analysis = analyse(sketches, SETTINGS.model_copy(update={"sites": (CALM,)}), ("paper",))
     assert (analysis.plans["paper"].init, len(analysis.plans["paper"].sites)) == ("svd", 1)
     assert "no neuron sketch" in rules_table(analysis.plans).rows[6][1]
     write_report(analysis, tmp_path, "run")
-    torn = analyse(sketches, SETTINGS, ("ours",), hidden_widths(sketches)).plans["ours"]
+    torn = analyse(sketches, SETTINGS, ("ours",)).plans["ours"]
     assert (torn.init, torn.sites[0].name) == ("neurons", TORN)
 
 
-def test_hidden_widths_come_from_the_sketches() -> None:
-    sketches = planted()
-    bare = {name: SiteSketch(site.core, None) for name, site in sketches.sites.items()}
-    partly = dataclasses.replace(sketches, sites=bare | {TORN: sketches.sites[TORN]})
-    assert hidden_widths(partly) == {CALM: 64, TORN: 64}
-    assert hidden_widths(partly, 32) == {CALM: 32, TORN: 64}
-    with pytest.raises(ValueError, match="--hidden"):
-        hidden_widths(dataclasses.replace(sketches, sites=bare))
-
-
 def test_one_language_is_reported(tmp_path: Path) -> None:
-    sketches = plant([0], SITES, noise=0.5, seed=0).sketches
-    alone = analyse(sketches, SETTINGS, ("ours",), hidden_widths(sketches))
+    alone = analyse(plant([0], SITES, noise=0.5, seed=0).sketches, SETTINGS, ("ours",))
     assert alone.plans["ours"].is_uniform
     assert write_report(alone, tmp_path, "run").is_file()
 
 
-def test_half_of_the_folds() -> None:
-    sketches = planted(utterances=[1, 2, 3, 4])
-    even = half_of(sketches, 0)
-    assert even.tokens.shape == (4, 8) and even.tokens.sum() == sketches.tokens[:, ::2].sum()
-    np.testing.assert_array_equal(even.sites[TORN].core, sketches.sites[TORN].core[:, :, ::2])
-    neurons, whole = even.sites[TORN].neurons, sketches.sites[TORN].neurons
-    assert neurons is not None and whole is not None
-    np.testing.assert_allclose(neurons.sum(axis=1), whole[:, 0])
-    np.testing.assert_allclose(neurons[:, 0], neurons[:, 1])  # both places hold as many tokens
-
-
-def test_plans_over_halves_agree_where_the_signal_is_clear() -> None:
-    sketches = planted()
-    widths = hidden_widths(sketches)
-    whole = analyse(sketches, SETTINGS, ("ours",), widths)
-    even, odd = whole.halves["ours"]
-    for half in (even, odd):
-        assert groups_agree(whole.plans["ours"], half) == 1.0
-        assert [site.name for site in half.sites] == [TORN]
-        conflict = whole.plans["ours"].evidence["splits"][TORN]["neurons"]["conflict"]
+def test_halves_agree_where_the_signal_is_clear(analysis: Analysis, page: Page) -> None:
+    whole = analysis.plans["ours"]
+    for half in analysis.halves["ours"]:
+        assert half.groups == whole.groups and [site.name for site in half.sites] == [TORN]
+        conflict = whole.evidence["splits"][TORN]["neurons"]["conflict"]
         assert conflict_ratio(conflict, half.sites[0].shared) < 0.5
-    few = dataclasses.replace(
-        sketches,
-        tokens=sketches.tokens[:, :2],
-        utterances=sketches.utterances[:, :2],
-        sites={name: SiteSketch(site.core[:, :, :2], site.neurons) for name, site in sketches.sites.items()},
-    )
-    assert plans_over_halves(few, SETTINGS, widths) == ()
+    tables = [table for table in page.tables if table[1][0] in {"ours: all folds", "ours: even against odd folds"}]
+    assert [row[0] for row in tables[0][1:4]] == ["ours: all folds", "ours: even folds", "ours: odd folds"]
+    rho = number(analysis.halves_agree["ours"].rho)
+    assert tables[1][1] == ["ours: even against odd folds", "1.00", "100%", "1.00", rho]
 
 
-def test_conflict_ratio_worked_by_hand() -> None:
-    # Neurons 1 and 3 hold 0.5 of 4 on half of the seats, where chance has 2.
-    assert conflict_ratio([2, 0, 1.5, 0.5], (1, 3)) == 0.25
+def test_every_method_of_clustering_is_shown(page: Page) -> None:
+    shown = page.table("method")
+    assert list(shown) == ["average linkage", "Ward linkage", "k-means"]
+    assert shown["k-means"]["ours, on rho"] == "aeb est gle | bem" and "paper, on cosine" in shown["k-means"]
+
+
+def test_too_few_folds_for_halves_are_said(tmp_path: Path) -> None:
+    few = analyse(planted(folds=2), SETTINGS, ("ours",))
+    assert few.halves == {"ours": ()} and not few.halves_agree
+    page = Page(write_report(few, tmp_path, "run").read_text(encoding="utf-8"))
+    assert "There are too few folds" in page.text
 
 
 def run_dir(tmp_path: Path) -> Path:
@@ -215,15 +192,14 @@ def run_dir(tmp_path: Path) -> Path:
 def test_launcher_takes_the_settings_of_the_run_and_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_dir(tmp_path)
     (folder / "config.yaml").write_text("plan: {round_to: 8, bootstrap: 50, width: constant}\n")
-    sketches = Sketches.load(folder / "sketches.safetensors")
-    plan = analyse(sketches, PlanConfig(round_to=8, bootstrap=50, width="constant"), ("ours",), hidden_widths(sketches))
+    plan = analyse(planted(), PlanConfig(round_to=8, bootstrap=50, width="constant"), ("ours",))
     plan.plans["ours"].save(folder / "plan.json")
     assert main([str(folder), "--rule", "ours"]) == 0
     assert f"The run applied plan {plan.plans['ours'].digest[:12]}, which is the plan of rule ours" in (
         folder / "analysis" / "report.html"
     ).read_text(encoding="utf-8")
     out = tmp_path / "other"
-    assert main([str(folder), "plan.shared=0.5", "plan.bootstrap=60", "--rule", "paper", "--out", str(out)]) == 0
+    assert main([str(folder), "plan.shared=0.5", "--rule", "paper", "--out", str(out), "plan.bootstrap=60"]) == 0
     settings = json.loads((out / "plan-paper.json").read_text())["provenance"]["settings"]
     assert (settings["shared"], settings["bootstrap"], settings["width"]) == (0.5, 60, "constant")
     assert "not a plan below" in (out / "report.html").read_text(encoding="utf-8")
@@ -260,5 +236,6 @@ def test_launcher_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "override 'groups=2' is not of the form plan.key=value" in fault(str(folder), "groups=2")
     assert "plan.grups: Extra inputs are not permitted" in fault(str(folder), "plan.grups=2")
     assert "plan.round_to: no multiple of 64 below the hidden width 64" in fault(str(folder), "plan.bootstrap=20")
-    with pytest.raises(SystemExit):
-        main([])
+    for arguments in ([], [str(folder), str(folder)], [str(folder), str(folder), "--sketches", "x", "--out", "y"]):
+        with pytest.raises(SystemExit):
+            main(arguments)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from gdps_ds.config import Config
-from gdps_ds.reporting.summary import comparison_table
 from gdps_ds.reporting.tracking import Tracker, _flat
 
 
@@ -40,28 +39,3 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_nested_values_become_panels() -> None:
     assert _flat({"loss": {"aeb": 1, "all": 2}, "lr": 3}) == [("loss/aeb", 1), ("loss/all", 2), ("lr", 3)]
-
-
-def test_the_table_names_what_it_compares() -> None:
-    scores = {"BLEU": 10.0, "TER": 50.0}
-    better = {"BLEU": 12.5, "TER": 40.0}
-    table = comparison_table(
-        {"gdps": {"aeb": better, "mean": better}, "uniform": {"aeb": scores, "mean": scores}}, {"BLEU": "sig|a", "TER": "sig|b"}
-    )
-    head, aeb, mean, *rest = table.splitlines()
-    assert head.split() == [
-        "language",
-        "BLEU",
-        "gdps",
-        "BLEU",
-        "uniform",
-        "TER",
-        "gdps",
-        "TER",
-        "uniform",
-        "BLEU",
-        "difference",
-    ]
-    assert aeb.split() == ["aeb", "12.50", "10.00", "40.00", "50.00", "+2.50"]
-    assert mean.split()[0] == "mean"
-    assert rest == ["BLEU: sig|a", "TER: sig|b"]

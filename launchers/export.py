@@ -1,0 +1,85 @@
+"""Turn a trained arm into checkpoints that others can use.
+
+    python launchers/export.py runs/demo                        # one plain transformers checkpoint for each language group
+    python launchers/export.py runs/demo --arm uniform          # one for all languages
+    python launchers/export.py runs/demo --average 5 --whole    # mean of the last five checkpoints; lanes kept, one folder
+
+A group's checkpoint needs none of this code (SeamlessM4TForSpeechToText.from_pretrained reads it), and computes what the split
+model computes for the group's languages. (One utterance at a time: in a padded batch, transformers lets the adaptor's
+convolutions read padded frames, which training here does not.) --whole keeps the lanes for launchers/evaluate.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from gdps_ds.data.manifest import DataError
+from gdps_ds.distributed.saved_state import ForeignStateError
+from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
+from gdps_ds.training.checkpoint import LATEST, CheckpointError
+from gdps_ds.training.trained import load_trained
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 where the run or the options are at fault."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    out = options.out or options.run_dir / "export" / options.arm
+    if out.exists() and any(out.iterdir()):
+        print(f"{parser.prog}: {out} is not empty; choose another --out or remove it", file=sys.stderr)
+        return 2
+    try:
+        trained = load_trained(options.run_dir, options.arm, options.checkpoint, options.average)
+        for folder, languages in export(trained, out, whole=options.whole):
+            note = {
+                "run": options.run_dir.name,
+                "arm": options.arm,
+                "checkpoint": options.checkpoint,
+                "plan": trained.plan.digest,
+            }
+            (folder / "export.json").write_text(
+                json.dumps(note | {"average": options.average, "languages": languages}, indent=2)
+            )
+            print(f"{', '.join(languages)}: {folder}")
+    except (CheckpointError, ForeignStateError, DataError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[Path, Sequence[str]]]:
+    """Write the checkpoints; gives each folder with its source languages."""
+    if whole:
+        save_whole(trained, out)
+        yield out, trained.languages
+    elif trained.plan.is_uniform:
+        save_plain(trained.module, trained.tokenizer, out)
+        yield out, trained.languages
+    else:
+        for index, group in enumerate(trained.plan.groups):
+            folder = out / "-".join(group)
+            with as_group(trained.module, trained.plan, index) as module:
+                save_plain(module, trained.tokenizer, folder)
+            yield folder, group
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--arm", default="gdps", help="gdps, uniform or unified (default: %(default)s)")
+    parser.add_argument("--checkpoint", default=LATEST, help="latest, best or a name such as update-000400")
+    parser.add_argument("--average", type=int, default=1, metavar="N", help="mean of the newest N checkpoints up to that one")
+    parser.add_argument("--whole", action="store_true", help="one checkpoint with its lanes instead of one a group")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/export/ARM)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Going on elsewhere, refusing what is damaged, later plans, and what becomes of a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import SeamlessM4TForSpeechToText
+
+from gdps_ds.distributed.saved_state import SavedState
+from gdps_ds.plan import SharingPlan
+from gdps_ds.training.checkpoint import CheckpointError
+from gdps_ds.training.trained import load_trained
+from launchers.export import main as export
+from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
+from tests.launch import launch, start
+
+pytestmark = pytest.mark.launcher
+
+SITE = "speech_encoder.encoder.layers.1.ffn2"
+
+
+def stop_in(phase: str, experiment: Path, folder: Path, *overrides: str, ranks: int) -> None:
+    process = start(TRAIN, "--config", experiment, f"run.dir={folder}", *overrides, ranks=ranks)
+    read_until(process, f"{phase}: ")
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert "stopped by a signal after update" in output, output[-3000:]
+
+
+def test_a_run_goes_on_at_another_world_size_and_stage(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    """2 ranks at ZeRO-2, then 1 at ZeRO-3 (and over the split), then 2 at ZeRO-0."""
+    folder = tmp_path / "run"
+    stop_in("unified", experiment, folder, "train.checkpoint_every=100", ranks=2)
+    stop_in("gdps", experiment, folder, "train.checkpoint_every=100", "deepspeed=ds_configs/zero3.json", ranks=1)
+    run(experiment, folder, "deepspeed=ds_configs/zero0.json")
+    assert losses(folder) == pytest.approx(losses(finished), abs=2e-4)
+
+
+def unfinished_copy(finished: Path, folder: Path) -> Path:
+    """The finished run as it was before the gdps arm was translated."""
+    shutil.copytree(finished, folder)
+    for name in ("scores/gdps.json", "hypotheses/gdps.jsonl", "summary.json", "summary.txt"):
+        (folder / name).unlink()
+    config = (folder / "config.yaml").read_text().replace(str(finished), str(folder))
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def test_a_damaged_checkpoint_is_refused_and_an_older_one_taken(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    folder = unfinished_copy(finished, tmp_path / "run")
+    phase = folder / "checkpoints" / "gdps"
+    newest = phase / (phase / "latest").read_text()
+    shard = newest / "shard-00001.safetensors"
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 8)
+    (newest / "fixed.safetensors").unlink()
+    command = ("--config", experiment, f"run.dir={folder}", "track.wandb=true")
+    code, output = launch(TRAIN, *command)
+    assert code != 0
+    assert f"shard-00001.safetensors has {size - 8} bytes instead of {size}" in output
+    assert "fixed.safetensors is missing" in output
+    assert f"to go on from update-000002, write that name into {phase / 'latest'}" in output
+    (phase / "latest").write_text("update-000002")
+    run(experiment, folder, "track.wandb=true")
+    assert json.loads((folder / "summary.json").read_text()) == json.loads((finished / "summary.json").read_text())
+
+
+def test_a_flipped_bit_is_found(finished: Path, tmp_path: Path) -> None:
+    folder = unfinished_copy(finished, tmp_path / "run")
+    newest = folder / "checkpoints" / "gdps" / (folder / "checkpoints" / "gdps" / "latest").read_text()
+    content = bytearray((newest / "shard-00000.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "shard-00000.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors has other content than was written"):
+        load_trained(folder, "gdps")
+    with pytest.raises(CheckpointError, match="has no checkpoint 'update-9'; there are update-000002, update-000004"):
+        load_trained(folder, "gdps", "update-9")
+    with pytest.raises(CheckpointError, match=r"keeps 2 checkpoint\(s\) up to update-000004, not 3; set run.keep_checkpoints"):
+        load_trained(folder, "gdps", average=3)
+    (newest / "checkpoint.json").write_text('{"format": 7}')
+    with pytest.raises(CheckpointError, match="checkpoint format 7, this version reads 1"):
+        load_trained(folder, "gdps")
+
+
+def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> None:
+    """Merged after 2 updates, three groups after 3; stopped in between, the end is the same."""
+    languages = ["aeb", "bem", "est", "gle"]
+    SharingPlan.uniform(languages).save(tmp_path / "merge.json")
+    site = {"name": SITE, "hidden": 48, "shared_width": 16}
+    again = {"languages": languages, "groups": [["aeb"], ["bem", "gle"], ["est"]], "sites": [site]}
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    later = f"[{{update: 2, from: {tmp_path / 'merge.json'}}}, {{update: 3, from: {tmp_path / 'again.json'}}}]"
+    overrides = ("run.arms=[gdps]", f"train.specialise.later_plans={later}", "train.checkpoint_every=100")
+    run(experiment, tmp_path / "whole", *overrides)
+    assert [line["update"] for line in metrics(tmp_path / "whole", "split")] == [0, 2, 3]
+    process = start(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'stopped'}", *overrides)
+    read_until(process, "| 3/4")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    run(experiment, tmp_path / "stopped", *overrides)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    newest = tmp_path / "whole" / "checkpoints" / "gdps" / "update-000004"
+    assert len(SharingPlan.load(newest / "plan.json").groups) == 3
+
+
+def test_the_best_checkpoint_is_kept_and_evaluated(experiment: Path, tmp_path: Path) -> None:
+    """A learning rate that ruins the model: the first evaluation has the lowest dev loss."""
+    overrides = ("run.arms=[uniform]", "run.evaluate=best", "run.keep_checkpoints=1", "train.specialise.lr=0.5")
+    output = run(experiment, tmp_path / "run", *overrides, "train.dev_every=1", "train.checkpoint_every=1")
+    dev = {line["update"]: line["dev"]["all"] for line in metrics(tmp_path / "run", "uniform") if "dev" in line}
+    best = min(dev, key=lambda update: dev[update])
+    assert best < 4
+    assert f"uniform: update {best} has the lowest dev loss, {dev[best]:.4f}" in output
+    folder = tmp_path / "run" / "checkpoints" / "uniform"
+    assert sorted(path.name for path in folder.glob("update-*")) == [f"update-{best:06d}", "update-000004"]
+
+
+def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export([str(finished), "--out", str(tmp_path / "groups")]) == 0
+    for group in ("aeb-gle", "bem-est"):
+        assert isinstance(SeamlessM4TForSpeechToText.from_pretrained(tmp_path / "groups" / group), torch.nn.Module)
+        assert json.loads((tmp_path / "groups" / group / "export.json").read_text())["languages"] == group.split("-")
+    assert export([str(finished), "--out", str(tmp_path / "groups")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert export([str(finished), "--average", "2", "--whole", "--out", str(tmp_path / "mean")]) == 0
+    folder = finished / "checkpoints" / "gdps"
+    name = f"{SITE}.private.1.output_dense.weight"
+    with SavedState(folder / "update-000002") as first, SavedState(folder / "update-000004") as second:
+        mean = (first.full(name).double() + second.full(name)) / 2
+    mean_model = load_trained(finished, "gdps", average=2)
+    torch.testing.assert_close(mean_model.module.get_parameter(name).double(), mean, rtol=1e-7, atol=0)

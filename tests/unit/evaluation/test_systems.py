@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.evaluation.decoding import Translation
+from gdps_ds.evaluation.systems import (
+    System,
+    aligned,
+    read_lines,
+    read_translations,
+    referenced,
+    translations_of_lines,
+    utterances_of_references,
+    with_references,
+    write_translations,
+)
+
+ROWS = [Translation(str(number), "aeb", "eng", f"hyp {number}", f"ref {number}") for number in range(4)]
+UTTERANCES = [Utterance(str(number), "a.wav", "aeb", "eng", f"better ref {number}") for number in range(4)]
+
+
+def test_translations_survive_a_round_trip(tmp_path: Path) -> None:
+    rows = [*ROWS, Translation("x", "gle", "eng", "naïve\u2028“é”\tx", None)]
+    write_translations(tmp_path / "h.jsonl", rows)
+    assert read_translations(tmp_path / "h.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("nonsense", "h.jsonl, line 2: not JSON"),
+        ("[]", "line 2: must be an object, found list"),
+        (
+            json.dumps({"id": "9", "source_lang": "aeb", "target_lang": "eng"}),
+            "line 2: hypothesis must be a string, found None",
+        ),
+        (
+            json.dumps({"id": "9", "source_lang": "aeb", "target_lang": "eng", "hypothesis": "h", "reference": 3}),
+            "line 2: reference must be a string, found 3",
+        ),
+        (json.dumps(vars(ROWS[0])), "two translations of utterance 0"),
+    ],
+)
+def test_a_failed_translation_is_never_scored(tmp_path: Path, line: str, fault: str) -> None:
+    (tmp_path / "h.jsonl").write_text(f"{json.dumps(vars(ROWS[0]))}\n{line}\n")
+    with pytest.raises(DataError, match=fault):
+        read_translations(tmp_path / "h.jsonl")
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    """Unicode's separators, which splitlines takes for ends of lines, stand within web text; an empty line is a translation."""
+    (tmp_path / "t.txt").write_bytes("a\u2028b\x85c\r\n\nlast".encode())
+    assert read_lines(tmp_path / "t.txt") == ["a\u2028b\x85c", "", "last"]
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    for name, fault in {"none": "no such file", "empty": "the file is empty", "latin": "not UTF-8"}.items():
+        with pytest.raises(DataError, match=f"{name}: {fault}"):
+            read_lines(tmp_path / name)
+
+
+def test_lines_go_with_the_utterances_of_the_test_set(tmp_path: Path) -> None:
+    (tmp_path / "h.txt").write_text("one\ntwo\n")
+    (tmp_path / "r.txt").write_text("eins\nzwei\n")
+    utterances = utterances_of_references(tmp_path / "r.txt", "bem")
+    rows = translations_of_lines(tmp_path / "h.txt", utterances)
+    assert rows[1] == Translation("2", "bem", "und", "two", "zwei")
+    with pytest.raises(DataError, match=r"h.txt has 2 lines, but the test set has 4 utterances"):
+        translations_of_lines(tmp_path / "h.txt", UTTERANCES)
+
+
+def test_systems_are_put_into_one_order() -> None:
+    first, second = aligned([System("a", tuple(ROWS)), System("b", tuple(reversed(ROWS)))])
+    assert first.translations == second.translations == tuple(ROWS)
+
+
+def test_systems_on_other_utterances_are_refused() -> None:
+    other = [*ROWS[2:], replace(ROWS[0], id="new")]
+    with pytest.raises(DataError, match="b lacks 2 utterances of a, such as 0; b has 1 utterances that a lacks, such as new"):
+        aligned([System("a", tuple(ROWS)), System("b", tuple(other))])
+    with pytest.raises(DataError, match="b has 1 utterances that the manifest lacks, such as x"):
+        with_references([*ROWS, replace(ROWS[0], id="x")], UTTERANCES, "b")
+
+
+def test_systems_with_other_references_are_refused() -> None:
+    other = [replace(ROWS[0], reference="another"), *ROWS[1:]]
+    with pytest.raises(
+        DataError, match="a and b have different languages or references for 1 utterances, such as 0; --manifest"
+    ):
+        aligned([System("a", tuple(ROWS)), System("b", tuple(other))])
+
+
+def test_two_systems_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="same name"):
+        aligned([System("a", tuple(ROWS)), System("a", tuple(ROWS))])
+
+
+def test_a_manifest_gives_order_languages_and_references() -> None:
+    rows = with_references(reversed(ROWS), UTTERANCES, "a")
+    assert [(row.hypothesis, row.reference) for row in rows[:2]] == [("hyp 0", "better ref 0"), ("hyp 1", "better ref 1")]
+
+
+def test_utterances_without_references_are_left_out_and_told() -> None:
+    unlabelled = [Translation(f"g{number}", "gle", "eng", "hyp", None) for number in range(3)]
+    blank = replace(ROWS[0], id="9", reference=" ")
+    (kept,), unscored = referenced([System("a", (*ROWS, blank, *unlabelled))])
+    assert (kept.translations, unscored) == (tuple(ROWS), {"aeb": 1, "gle": 3})
+
+
+def test_a_test_set_without_any_reference_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match="no utterance has a reference"):
+        referenced([System("a", tuple(replace(row, reference=None) for row in ROWS))])

@@ -1,0 +1,150 @@
+"""From corpora to the datasets of a run, on one rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gdps_ds.config import Config, SpecAugmentConfig
+from gdps_ds.data.augmentation import Augmentation
+from gdps_ds.data.collate import Batch
+from gdps_ds.data.manifest import DataError, Utterance, write_manifest
+from gdps_ds.data.sampling import Position
+from gdps_ds.distributed.comm import Communicator, RankZeroError
+from gdps_ds.training import inputs
+from gdps_ds.training.inputs import label_ids, load_inputs
+from gdps_ds.training.trainer import Trainer
+from tests.unit.data.fixtures import tone
+
+ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two languages, translated into two; the test set of one has no references, that of the other some."""
+    for split, count in (("train", 14), ("dev", 4), ("test", 4)):
+        rows = []
+        for number in range(count):
+            language, target = (("bem", "eng"), ("mdw", "fra"))[number % 2]
+            audio = str(tone(tmp_path / "corpus" / split / f"{number}.wav", 0.2 + number / 20))
+            text = f"{DAYS[number % 7]} {number}, {len(split)}"
+            rows.append(Utterance(f"{split}-{number}", audio, language, target, text))
+        if split == "test":
+            rows = [replace(row, target_text=row.target_text if number == 0 else None) for number, row in enumerate(rows)]
+        write_manifest(tmp_path / "corpus" / f"{split}.jsonl", rows)
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def config(corpus: Path, tmp_path: Path) -> Config:
+    phase = {"updates": 1, "lr": 1.0}
+    return Config.model_validate(
+        {
+            "deepspeed": "unused.json",
+            "run": {"dir": str(tmp_path / "run")},
+            "data": {"languages": ["bem", "mdw"], "corpora": [{"layout": "manifest", "root": str(corpus)}]},
+            "model": {"vocab_size": 60},
+            "train": {"unify": phase, "specialise": phase},
+            "track": {"progress": False},
+        }
+    )
+
+
+def with_data(config: Config, **fields: object) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update=fields)})
+
+
+def test_labels_are_tokenised_once_and_by_target_language(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "TOKENISED_TOGETHER", 4)
+    found = load_inputs(config, ALONE)
+    rows = list(found.train.utterances)
+    assert [found.train[index].labels for index in range(14)] == label_ids(found.tokenizer, rows)
+    assert found.tokenizer.convert_ids_to_tokens(found.train[1].labels[0]) == "__fra__"
+    decoded = found.tokenizer.batch_decode([found.dev[index].labels for index in range(4)], skip_special_tokens=True)
+    assert decoded == [row.target_text for row in found.dev.utterances]
+    monkeypatch.setattr(inputs, "label_ids", None)
+    assert load_inputs(config, ALONE).train[3].labels == found.train[3].labels
+
+
+def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_inputs(config, ALONE)
+    times: list[str] = []
+    original = inputs.write_utterances
+    monkeypatch.setattr(inputs, "write_utterances", lambda path, *rest: (times.append(path.name), original(path, *rest)))
+    again = load_inputs(with_data(config, max_frames=2000), ALONE)
+    assert times == []
+    assert list(again.train.utterances) == list(first.train.utterances)
+    np.testing.assert_array_equal(again.train.features[5], first.train.features[5])
+    shorter = load_inputs(with_data(config, max_seconds=0.6), ALONE)
+    assert len(times) == 3
+    assert len(shorter.train) == 9
+    assert shorter.train[8].labels == first.train[8].labels
+
+
+def test_test_sets_need_no_references_and_the_others_do(config: Config, corpus: Path) -> None:
+    found = load_inputs(config, ALONE)
+    assert [row.target_text for row in found.test.utterances] == ["Monday 0, 4", None, None, None]
+    batch = found.collate([found.test[index] for index in range(4)])
+    assert batch.labels is None and batch.target_languages == ("eng", "fra", "eng", "fra")
+    report = json.loads((Path(config.run.dir) / "data" / "test.report.json").read_text())
+    assert {language: part["unreferenced"] for language, part in report["languages"].items()} == {"bem": 1, "mdw": 2}
+    blind = with_data(config, corpora=(config.data.corpora[0].model_copy(update={"dev": "test"}),))
+    with pytest.raises(RankZeroError, match=r"no usable utterance is left of 1 language\(s\)\n  mdw: 2 read, 2 empty text"):
+        load_inputs(blind, ALONE)
+
+
+def test_a_failed_preparation_leaves_its_report_and_is_done_again(config: Config, corpus: Path) -> None:
+    wanted = with_data(config, languages=("bem", "mdw", "gle"))
+    for _ in range(2):
+        with pytest.raises(RankZeroError, match="gle: none in the corpora, which have bem, mdw"):
+            load_inputs(wanted, ALONE)
+    assert [path.name for path in (Path(config.run.dir) / "data").iterdir()] == ["train.report.json"]
+
+
+def test_roles_that_share_utterances_are_told_of(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    load_inputs(with_data(config, corpora=(config.data.corpora[0].model_copy(update={"test": "dev"}),)), ALONE)
+    report = json.loads((Path(config.run.dir) / "data" / "test.report.json").read_text())
+    assert report["overlap"] == {"dev": 4}
+    assert "4 of them are in dev too" in capsys.readouterr().out
+
+
+def test_long_targets_are_refused_with_an_example(config: Config) -> None:
+    with pytest.raises(DataError, match=r"data\.max_target_tokens is 4, but \d+ targets are longer, such as train-0's"):
+        load_inputs(with_data(config, max_target_tokens=4), ALONE)
+
+
+def test_a_rank_that_waited_too_long_says_what_to_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times_out(compute: Callable[[], object]) -> None:
+        raise RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+
+    waiting = Communicator(1, 2, 1, torch.device("cpu"))
+    monkeypatch.setattr(waiting, "from_main", times_out)
+    with pytest.raises(RuntimeError, match=r"rank 1 could not wait .* beforehand with launchers/prepare\.py.*Timed out"):
+        load_inputs(config, waiting)
+
+
+def test_only_training_batches_are_augmented(config: Config) -> None:
+    """Mining in a pass asks for a loader without augmentation, dev losses and decoding index the sets themselves."""
+    augmented = with_data(config, speeds=(0.9, 1.1), spec_augment=SpecAugmentConfig())
+    found = load_inputs(augmented, ALONE)
+    trainer = Trainer(augmented, ALONE, found, None, None)  # type: ignore[arg-type]
+    plain = Trainer(config, ALONE, found, None, None)  # type: ignore[arg-type]
+
+    def batch(trainer: Trainer, role: str, **options: Augmentation) -> Batch:
+        return next(trainer.loader(found.train, trainer.micro_batches(role), Position(), 1, **options))
+
+    mined, unchanged = batch(trainer, "mine"), batch(plain, "mine")
+    assert mined.utterances == unchanged.utterances
+    assert torch.equal(mined.input_features, unchanged.input_features)
+    trained = batch(trainer, "train", augmentation=trainer.augmentation)
+    rows = {utterance.id: row for row, utterance in enumerate(found.train.utterances)}
+    for row, name in enumerate(trained.utterances):
+        assert int(trained.attention_mask[row].sum()) != found.train.lengths[rows[name]]
+    assert (trained.input_features[:, 0] == 0).any()
