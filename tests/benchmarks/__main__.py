@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import data, features, mining, plan, sampler, split
+from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "data": data.measure,
     "features": features.measure,
+    "ffn": ffn.measure,
     "mining": mining.measure,
     "plan": plan.measure,
+    "replace": replace.measure,
     "sampler": sampler.measure,
-    "split": split.measure,
 }
 
 
