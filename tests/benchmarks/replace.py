@@ -12,7 +12,7 @@ WORKER = "tests/benchmarks/replace_worker.py"
 
 
 def measure() -> dict[str, float]:
-    """At an eighth of SeamlessM4T-Medium on 2 ranks with ZeRO-2; and the swap at full size on 1 rank with ZeRO-0, which fits in 24 GiB."""
+    """At a fifth of SeamlessM4T-Medium on 2 ranks with ZeRO-2; the swap also at full size, on 1 rank with ZeRO-0 (24 GiB)."""
     small = _run("zero2", 2, "small", "live", "restart")
     medium = _run("zero0", 1, "medium", "live")
     return {
