@@ -148,3 +148,19 @@ def test_svd_lanes_rebuild_the_linear_equivalent(dense: nn.Module) -> None:
     lanes = lanes_of(dense, SITES[-1]).values()
     rebuilt = sum(lane.output_dense.weight @ lane.intermediate_dense.weight for lane in lanes)
     torch.testing.assert_close(rebuilt, whole, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_split_block_compiles_and_exports(dense: nn.Module) -> None:
+    """torch.compile follows the router from batch to batch; torch.export freezes one batch's groups, as a program must."""
+    router = split_model(dense, tiny_plan(), LANGUAGES, seed=1)
+    block = dense.get_submodule(SITES[-1])
+    compiled = torch.compile(block, backend="aot_eager")
+    hidden = torch.randn(4, 9, 16, requires_grad=True)
+    for languages in ([0, 1, 2, 3], [0, 3, 0, 0], [1, 1, 1, 2]):
+        router.assign(torch.tensor(languages), "cpu")
+        torch.testing.assert_close(compiled(hidden), block(hidden))
+        found, expected = (torch.autograd.grad(each(hidden).square().sum(), hidden)[0] for each in (compiled, block))
+        torch.testing.assert_close(found, expected)
+    program = torch.export.export(block, (hidden.detach(),))
+    torch.testing.assert_close(program.module()(hidden.detach()), block(hidden).detach())
