@@ -53,7 +53,7 @@ def save_state(engine: Engine, folder: Path) -> list[Path]:
                 tensors[f"{fragment.name}|{key}"] = state.local(fragment.name, key)[start - fragment.start :][:numel]
     shard = folder / shard_name(comm.rank)
     save_file(tensors, shard, metadata={"slices": json.dumps(slices)})
-    fixed = _fixed_tensors(engine.module)
+    fixed = _fixed_tensors(engine.module, keep=comm.is_main)
     if not comm.is_main:
         return [shard]
     save_file(fixed, folder / FIXED)
@@ -71,13 +71,14 @@ def _share(fragment: Fragment, stage: int, comm: Communicator) -> tuple[int, int
     return start, min(part, fragment.numel - start)
 
 
-def _fixed_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Frozen parameters and persistent buffers, copied to the host one at a time. Collective at stage 3."""
+def _fixed_tensors(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Frozen parameters and persistent buffers, copied to the host one at a time where ``keep``. Collective at stage 3."""
     tensors = {name: buffer.detach().cpu() for name, buffer in _persistent_buffers(module)}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             with gathered([parameter]):
-                tensors[name] = parameter.detach().cpu().clone()
+                if keep:
+                    tensors[name] = parameter.detach().cpu().clone()
     return tensors
 
 
