@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import time
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gdps_ds.config import Config
+from gdps_ds.reporting.run_metrics import GDPS, START, UNIFIED
+
+if TYPE_CHECKING:
+    from gdps_ds.reporting.page import Section
+    from gdps_ds.reporting.samples import Sample
+
+REPORT = "report"
 
 
 class Tracker:
@@ -16,49 +26,174 @@ class Tracker:
 
     def __init__(self, config: Config, run_dir: Path, *, is_main: bool) -> None:
         self._file: TextIO | None = None
-        self._wandb: Any = None
-        if not is_main:
-            return
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        if config.track.wandb:
-            import wandb
-
-            name = config.track.name or run_dir.name
-            self._wandb = wandb.init(
-                project=config.track.project,
-                name=name,
-                dir=str(run_dir),
-                # The same id for every attempt of a run, so that a resumed run goes on in the same charts.
-                id=_wandb_id(run_dir),
-                resume="allow",
-                config=config.model_dump(by_alias=True),
-            )
+        self._wandb: WandbRuns | None = None
+        self._opened = time.time()
+        self._started = False
+        if is_main:
+            self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            self._wandb = WandbRuns(config, run_dir) if config.track.wandb else None
 
     def log(self, phase: str, update: int, **values: Any) -> None:
-        """One line: the phase, the update, the time (Unix seconds) and the values."""
+        """One line: the phase, the update, the time (Unix seconds) and the values.
+
+        The first line of an attempt follows one of phase :data:`START`, with the time at which the attempt began.
+        """
         if self._file is not None:
-            line = {"phase": phase, "update": update, "time": round(time.time(), 3)} | values
-            self._file.write(json.dumps(line) + "\n")
+            if not self._started:
+                self._write(START, 0, self._opened, {})
+                self._started = True
+            self._write(phase, update, time.time(), values)
         if self._wandb is not None:
-            self._wandb.log({f"{phase}/{name}": value for name, value in _flat(values)} | {f"{phase}/update": update})
+            self._wandb.log(phase, update, values)
+
+    def show(self, parts: Mapping[str, Iterable[Section]], figures: Path) -> None:
+        """Figures and tables of a report's parts on Weights & Biases; ``figures`` is the folder that holds the PNGs."""
+        if self._wandb is not None:
+            self._wandb.show(parts, figures)
+
+    def show_samples(self, samples: Sequence[Sample]) -> None:
+        """Translations beside references and speech on Weights & Biases."""
+        if self._wandb is not None and samples:
+            self._wandb.show_samples(samples)
+
+    def keep(self, run_dir: Path) -> None:
+        """Plan and checkpoints as artifacts of Weights & Biases, as far as ``track.artifacts`` asks."""
+        if self._wandb is not None:
+            self._wandb.keep(run_dir)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
+
+    def _write(self, phase: str, update: int, at: float, values: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps({"phase": phase, "update": update, "time": round(at, 3)} | dict(values)) + "\n")
 
 
-def _wandb_id(run_dir: Path) -> str:
+class WandbRuns:
+    """One run of Weights & Biases for the unified phase, for each arm and for the report, all in one group.
+
+    They name their metrics alike (``loss/aeb``), so that W&B draws the arms into the same panels; their step is the update of
+    the whole run: an arm goes on where the unified phase ends. Ids are kept in the run directory: a resumed run goes on in
+    the same charts, and what it repeats there is left out.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._config = config
+        self._dir = run_dir
+        self._id = _id_of(run_dir)
+        # Where W&B cannot be used at all, that shows before hours of training.
+        self._runs: dict[str, Any] = {REPORT: self._start(REPORT)}
+
+    def log(self, phase: str, update: int, values: Mapping[str, Any]) -> None:
+        """Curves of a training phase, scores at the end of an arm; what a plan and a split did goes into gdps' summary."""
+        train, arm = self._config.train, phase.removeprefix("scores-")
+        if arm != phase:
+            run = self._run(arm)
+            # Where an earlier attempt ended after the last update, that step is closed.
+            end = max(run.step, train.unify.updates + train.specialise.updates)
+            run.log(dict(flat({"scores": values})), step=end)
+        elif phase in (UNIFIED, *self._config.run.arms):
+            run, step = self._run(phase), update if phase == UNIFIED else train.unify.updates + update
+            if step >= run.step:
+                run.log(dict(flat(values)), step=step)
+        else:
+            self._run(GDPS).summary.update(dict(flat({phase: values})))
+
+    def show(self, parts: Mapping[str, Iterable[Section]], figures: Path) -> None:
+        import wandb
+
+        media: dict[str, Any] = {}
+        for part, sections in parts.items():
+            for section in sections:
+                for picture in section.pictures:
+                    image = wandb.Image(str(figures / f"{picture.name}.png"), caption=picture.caption)
+                    media[f"{part}/{picture.name}"] = image
+                for table in section.tables:
+                    rows = wandb.Table(list(table.head), [list(row) for row in table.rows])
+                    media[f"{part}/{table.head[0] or part.lower()}"] = rows
+        self._run(REPORT).log(media)
+
+    def show_samples(self, samples: Sequence[Sample]) -> None:
+        import soundfile
+        import wandb
+
+        systems = list(samples[0].hypotheses)
+        table = wandb.Table(["id", "language", "speech", "spoken", "reference", *systems])
+        for sample in samples:
+            speech = None
+            if sample.audio is not None:
+                data, rate = soundfile.read(io.BytesIO(sample.audio))
+                speech = wandb.Audio(data, sample_rate=rate)
+            texts = (sample.hypotheses[system] for system in systems)
+            table.add_data(sample.id, sample.language, speech, sample.source, sample.reference, *texts)
+        self._run(REPORT).log({"Translations": table})
+
+    def keep(self, run_dir: Path) -> None:
+        import wandb
+
+        wanted = self._config.track.artifacts
+        if "plan" in wanted and (run_dir / "plan.json").is_file():
+            artifact = wandb.Artifact(f"plan-{self._id}", type="plan")
+            artifact.add_file(str(run_dir / "plan.json"))
+            self._run(GDPS).log_artifact(artifact)
+        for phase in (UNIFIED, *self._config.run.arms) if "checkpoints" in wanted else ():
+            if (run_dir / "checkpoints" / phase).is_dir():
+                artifact = wandb.Artifact(f"checkpoints-{phase}-{self._id}", type="model")
+                # Immutable: uploaded from where they are, without a copy on the disk.
+                artifact.add_dir(str(run_dir / "checkpoints" / phase), policy="immutable")
+                self._run(phase).log_artifact(artifact)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.finish()
+
+    def _run(self, part: str) -> Any:
+        """The run of the unified phase, of an arm or of the report; it is started when it is first needed."""
+        import wandb
+
+        if part not in self._runs:
+            try:
+                self._runs[part] = self._start(part)
+            except wandb.Error as error:
+                # A network that is down is no reason to end a run.
+                print(f"W&B: {part} is in metrics.jsonl only: {error}", file=sys.stderr, flush=True)
+                self._runs[part] = wandb.init(mode="disabled", reinit="create_new")
+        return self._runs[part]
+
+    def _start(self, part: str) -> Any:
+        import wandb
+
+        track = self._config.track
+        name = track.name or self._dir.resolve().name
+        return wandb.init(
+            project=track.project,
+            group=track.group or name,
+            job_type=part,
+            name=f"{name} {part}",
+            tags=[part, *track.tags],
+            id=f"{self._id}-{part}",
+            resume="allow",
+            reinit="create_new",
+            dir=str(self._dir),
+            config=self._config.model_dump(mode="json", by_alias=True),
+            # The report's run is there from the start to the end: output and machine are told once.
+            settings=None if part == REPORT else wandb.Settings(console="off", x_disable_stats=True),
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested dictionaries as slash-separated names, which W&B shows as groups of panels."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        pairs += flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return pairs
+
+
+def _id_of(run_dir: Path) -> str:
     path = run_dir / "wandb-id"
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:8])
     return path.read_text()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested dictionaries as slash-separated names, which W&B shows as groups of panels."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        pairs += _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs

@@ -1,0 +1,91 @@
+"""What a run directory holds, read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.config import DecodeConfig
+from gdps_ds.data.manifest import Utterance
+from gdps_ds.data.table import UtteranceTable
+from gdps_ds.evaluation.comparison import Evaluation, compare
+from gdps_ds.evaluation.systems import System, aligned, read_translations, referenced
+from gdps_ds.plan import SharingPlan
+from gdps_ds.reporting.run_metrics import Line, read_metrics
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory, as far as the run has come."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        tree: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        return tree
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.config["run"]["arms"])
+
+    @property
+    def unified(self) -> int:
+        """Updates of the unified phase, after which the arms start."""
+        return int(self.config["train"]["unify"]["updates"])
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def plan(self) -> SharingPlan | None:
+        path = self.folder / "plan.json"
+        return SharingPlan.load(path) if path.is_file() else None
+
+    @cached_property
+    def sketches(self) -> Sketches | None:
+        return self._sketches("sketches")
+
+    @property
+    def later_sketches(self) -> dict[str, Sketches]:
+        """Arm -> what mining its trained model found, where it was mined."""
+        found = {arm: self._sketches(f"sketches.{arm}") for arm in self.arms}
+        return {arm: sketches for arm, sketches in found.items() if sketches is not None}
+
+    @cached_property
+    def systems(self) -> list[System]:
+        """Arms that have been translated, aligned."""
+        paths = {arm: self.folder / "hypotheses" / f"{arm}.jsonl" for arm in self.arms}
+        found = [System(arm, tuple(read_translations(path))) for arm, path in paths.items() if path.is_file()]
+        return aligned(found) if found else []
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """By launchers/evaluate.py where it has scored every arm, which may know COMET and other systems; else made here."""
+        saved = self.folder / "evaluation" / "scores.json"
+        if saved.is_file():
+            evaluation = TypeAdapter(Evaluation).validate_json(saved.read_bytes())
+            if {system.name for system in self.systems} <= evaluation.scores.keys():
+                return evaluation
+        if not self.systems:
+            return None
+        systems, unscored = referenced(self.systems)
+        groups = self.plan.groups if self.plan else ()
+        return compare(systems, DecodeConfig.model_validate(self.config["decode"]), groups, unscored)
+
+    @cached_property
+    def test_set(self) -> Mapping[str, Utterance]:
+        path = self.folder / "data" / "test.arrow"
+        return {each.id: each for each in UtteranceTable.open(path)} if path.is_file() else {}
+
+    def _sketches(self, name: str) -> Sketches | None:
+        path = self.folder / f"{name}.safetensors"
+        return Sketches.load(path) if path.is_file() else None
