@@ -186,6 +186,7 @@ class MineConfig(Section):
     exact: tuple[str, ...] = Field(
         (), description="glob patterns of candidates whose full gradient of each language is saved too (gradients.safetensors)"
     )
+    again: bool = Field(True, description="mine the trained arms as well, for the report: similarities before and after")
     folds: Annotated[int, Field(ge=2)] = Field(10, description="folds of utterances; their scatter gives the intervals")
 
 

@@ -33,7 +33,7 @@ from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
-from gdps_ds.training.planning import decide, given_plan, mining_window
+from gdps_ds.training.planning import decide, given_plan, mine_again, mining_window
 from gdps_ds.training.trainer import Trainer
 
 UNIFIED, GDPS = "unified", "gdps"
@@ -61,11 +61,14 @@ class Run:
         for arm in self.config.run.arms:
             if not self._scores_path(arm).is_file():
                 engine = self._chosen(arm, self._specialise(arm, engine))
+                mine_again(self.trainer, engine, arm)
                 self._evaluate(arm, engine)
                 _closed(engine)
                 engine = None
         _closed(engine)
-        return self.comm.from_main(self._summarise)
+        summary = self.comm.from_main(self._summarise)
+        self._say(self.comm.from_main(self._report))
+        return summary
 
     # Phases -----------------------------------------------------------------------------------------------------------
 
@@ -186,6 +189,11 @@ class Run:
             json.dump(summary, file, indent=2)
         print(f"\n{text}", flush=True)
         return summary
+
+    def _report(self) -> str:
+        from gdps_ds.reporting.run_report import finish_report  # matplotlib takes seconds, and only rank 0 draws
+
+        return finish_report(self.dir, self.trainer.tracker)
 
     # Pieces -----------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from gdps_ds.data.sampling import MicroBatches, Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
-from gdps_ds.model.families import find_sites, hidden_widths
+from gdps_ds.model.families import find_sites, hidden_widths, lanes_of
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints
 from gdps_ds.training.mining import MiningWindow, mine_batch
@@ -71,6 +71,18 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketche
     return sketches
 
 
+def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:
+    """What the languages of a trained arm still disagree on, by lanes where it is split: ``sketches.<arm>.safetensors``.
+
+    Collective.
+    """
+    path = Path(trainer.config.run.dir) / f"sketches.{arm}.safetensors"
+    if trainer.config.mine.again and not path.is_file():
+        gatherer, _ = _mine_in_a_pass(trainer, engine)
+        sketches = gatherer.reduce(trainer.comm, neurons=False)
+        trainer.comm.from_main(lambda: sketches.save(path))
+
+
 def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
     """The window of the unified phase in which gradients are mined, if ``mine.during`` is training."""
     mine, unify = trainer.config.mine, trainer.config.train.unify
@@ -110,7 +122,7 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
 
 def _gatherer(trainer: Trainer, engine: Engine) -> GradientGatherer:
     config = trainer.config
-    sites = find_sites(engine.module, config.mine.sites)
+    sites = [lane for site in find_sites(engine.module, config.mine.sites) for lane in lanes_of(engine.module, site)]
     exact = _exact_sites(trainer, engine)
     return GradientGatherer(
         engine.module, sites, config.data.languages, config.mine, config.run.seed, trainer.comm.device, exact

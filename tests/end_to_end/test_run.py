@@ -22,7 +22,8 @@ pytestmark = pytest.mark.launcher
 
 def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> None:
     assert load_config(finished / "config.yaml").train == load_config(experiment, [f"run.dir={finished}"]).train
-    for name in ("plan.json", "sketches.safetensors", "summary.txt", "summary.json", "deepspeed.json", "wandb"):
+    sketches = [f"sketches{arm}.safetensors" for arm in ("", ".gdps", ".uniform")]
+    for name in ("plan.json", *sketches, "summary.txt", "summary.json", "report.html", "deepspeed.json", "wandb"):
         assert (finished / name).exists(), name
     for arm in ("gdps", "uniform"):
         rows = [json.loads(line) for line in (finished / "hypotheses" / f"{arm}.jsonl").read_text().splitlines()]
@@ -32,6 +33,9 @@ def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> N
         assert set(scores["scores"]) == {"aeb", "bem", "est", "gle", "mean"}
         assert scores["signatures"]["chrF++"].startswith("nrefs:1|case:mixed")
     assert len(losses(finished)) == 14 + 6
+    lanes = Sketches.load(finished / "sketches.gdps.safetensors").sites
+    assert "speech_encoder.encoder.layers.1.ffn2.private.1" in lanes
+    assert "could not be made" not in (finished / "report.html").read_text()
 
 
 def test_the_summary_sets_the_arms_side_by_side(finished: Path) -> None:

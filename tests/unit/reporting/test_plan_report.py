@@ -233,8 +233,8 @@ def test_launcher_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     save_file({"weight": np.zeros(3)}, tmp_path / "model.safetensors")
     assert "model.safetensors is no sketch file" in fault("--sketches", str(tmp_path / "model.safetensors"))
     folder = run_dir(tmp_path)
-    assert "override 'groups=2' is not of the form plan.key=value" in fault(str(folder), "groups=2")
-    assert "plan.grups: Extra inputs are not permitted" in fault(str(folder), "plan.grups=2")
+    assert "groups=2: only plan.key=value can be set here" in fault(str(folder), "groups=2")
+    assert "plan.grups: unknown key; did you mean 'groups'?" in fault(str(folder), "plan.grups=2")
     assert "plan.round_to: no multiple of 64 below the hidden width 64" in fault(str(folder), "plan.bootstrap=20")
     for arguments in ([], [str(folder), str(folder)], [str(folder), str(folder), "--sketches", "x", "--out", "y"]):
         with pytest.raises(SystemExit):
