@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler
+from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler, train
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "plan": plan.measure,
     "replace": replace.measure,
     "sampler": sampler.measure,
+    "train": train.measure,
 }
 
 
