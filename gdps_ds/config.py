@@ -24,16 +24,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, populate_by_name=True)
 
 
+Arm = Literal[
+    "gdps", "uniform", "wide", "pcgrad",
+    "random-groups", "random-neurons", "per-language", "all-private", "shared-25", "shared-50", "shared-75",
+    "other-ffn", "other-layer", "paper", "paper-no-a", "paper-no-b", "paper-no-c",
+]  # fmt: skip
+"""Continuations of a unified model; :mod:`gdps_ds.analysis.arms` says what each of them is."""
+
+
 class RunConfig(Section):
     """Where a run lives and how it is repeated."""
 
     dir: str = Field(description="run directory: resolved config, plan, checkpoints, metrics, hypotheses, scores")
     seed: int = Field(1, ge=0, description="seeds initial weights, sampling order, dropout and sketches")
     resume: Literal["auto", "never"] = Field("auto", description="auto goes on from the newest checkpoint in run.dir")
-    arms: tuple[Literal["gdps", "uniform"], ...] = Field(
+    arms: tuple[Arm, ...] = Field(
         ("gdps", "uniform"),
         min_length=1,
-        description="continuations of the unified model that are trained and compared",
+        description="continuations of the unified model that are trained and compared, see gdps_ds.analysis.arms",
     )
     keep_checkpoints: Count = Field(2, description="newest checkpoints of a phase that are kept, beside the best one")
     evaluate: Literal["last", "best"] = Field(
@@ -289,6 +297,9 @@ class Config(Section):
                 f"mine.updates ({self.mine.updates}) during training cannot exceed train.unify.updates "
                 f"({self.train.unify.updates})"
             )
+        elsewhere = [arm for arm in self.run.arms if arm in ("other-ffn", "other-layer")]
+        if elsewhere and self.mine.neurons != "all":
+            raise ValueError(f"run.arms: {' and '.join(elsewhere)} split sites that ours does not, so set mine.neurons: all")
         if isinstance(self.plan.groups, tuple):
             named = {language for group in self.plan.groups for language in group}
             if named != set(self.data.languages):

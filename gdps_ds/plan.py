@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-Width = Literal["preserve", "constant"]
+Width = Literal["preserve", "constant", "added"]
 Init = Literal["neurons", "svd", "random"]
 
 
@@ -42,7 +42,8 @@ class SitePlan:
         hidden: h, the hidden neurons of the dense block.
         shared: the r neurons of the shared lane, ascending.
         private: per group, the neurons of its private lane, ascending. ``width: preserve`` gives every group all h - r
-            other neurons; ``width: constant`` gives each group (h - r) / G neurons, no neuron twice.
+            other neurons; ``width: constant`` gives each group (h - r) / G neurons, no neuron twice; ``width: added``
+            shares all h, and gives every group new neurons h, h + 1, ..., which start with random inputs and zero outputs.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -61,7 +62,8 @@ class SharingPlan:
         languages: every source language of the run.
         groups: a partition of ``languages``; one group if the model stays uniform.
         sites: the blocks to split.
-        width: ``preserve`` or ``constant``, see :class:`SitePlan`.
+        width: ``preserve``, ``constant`` or ``added``, see :class:`SitePlan`; with ``added`` there may be a single group,
+            which makes the block a wider dense one.
         init: how the lanes are initialised.
         energy_shares: pi_g, each group's share of the gradient energy; sums to 1, and left out means equal shares.
         fallback: a language of the plan; languages of the run that the plan does not know pass through its group's lane.
@@ -238,8 +240,10 @@ def _faults(plan: SharingPlan) -> Iterator[str]:
             yield f"groups: '{language}' is in {grouped[language]} groups, must be in one"
     if not all(plan.groups):
         yield "groups: a group is empty"
-    if plan.sites and len(plan.groups) < 2:
+    if plan.sites and len(plan.groups) < 2 and plan.width != "added":
         yield f"groups: {len(plan.groups)} group(s), but sites are split only between two or more"
+    if plan.width == "added" and plan.init != "neurons":
+        yield f"init: width added keeps every neuron, so it needs init neurons, found {plan.init}"
     if not plan.sites and len(plan.groups) != 1:
         yield f"sites: none, but there are {len(plan.groups)} groups; a uniform model has one"
     if plan.fallback is not None and plan.fallback not in plan.languages:
@@ -260,7 +264,7 @@ def _site_faults(site: SitePlan, groups: int, width: Width) -> Iterator[str]:
     lanes = {"shared": site.shared} | {f"private.{group}": lane for group, lane in enumerate(site.private)}
     for field_name, lane in lanes.items():
         outside = [neuron for neuron in lane if not 0 <= neuron < site.hidden]
-        if outside:
+        if outside and (width != "added" or field_name == "shared"):
             yield f"{field_name}: neuron {outside[0]} is not in 0..{site.hidden - 1}"
         if not lane:
             yield f"{field_name}: empty; every lane needs a neuron"
@@ -275,6 +279,10 @@ def _site_faults(site: SitePlan, groups: int, width: Width) -> Iterator[str]:
             yield f"private.{group}: neuron {min(both)} is in the shared lane as well"
     others = site.hidden - len(site.shared)
     widths = [len(lane) for lane in site.private]
+    if width == "added" and others:
+        yield f"shared: width added shares all {site.hidden} neurons, found {len(site.shared)}"
+    if width == "added" and any(lane != tuple(range(site.hidden, site.hidden + len(lane))) for lane in site.private):
+        yield f"private: width added numbers new neurons from {site.hidden} on"
     if width == "preserve" and any(private != others for private in widths):
         yield f"private: width preserve needs all {others} other neurons in every lane, found {widths}"
     if width == "constant" and any(private * groups != others for private in widths):

@@ -62,6 +62,8 @@ def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[P
     elif trained.plan.is_uniform:
         save_plain(trained.module, trained.tokenizer, out)
         yield out, trained.languages
+    elif trained.plan.width == "added":
+        raise DataError("the plan adds neurons that no plain checkpoint has room for (plan.width: added); give --whole")
     else:
         for index, group in enumerate(trained.plan.groups):
             folder = out / "-".join(group)

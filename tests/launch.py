@@ -31,8 +31,12 @@ def environment() -> dict[str, str]:
 
 
 def start(script: str, *arguments: object, ranks: int = 2) -> subprocess.Popen[str]:
-    """The launcher in a process group of its own, its output as one stream."""
-    command = [LAUNCHER, "--num_gpus", ranks, "--master_port", free_port(), ROOT / script, *arguments]
+    """The launcher as a :func:`background` command."""
+    return background(LAUNCHER, "--num_gpus", ranks, "--master_port", free_port(), ROOT / script, *arguments)
+
+
+def background(*command: object) -> subprocess.Popen[str]:
+    """A command in a process group of its own, its output as one stream."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,

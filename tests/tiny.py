@@ -54,6 +54,13 @@ def tiny_plan(width: str = "preserve", init: str = "neurons", sites: tuple[str, 
     )
 
 
+def wider_plan(added: int = 24) -> SharingPlan:
+    """No private lanes, but the last site has ``added`` neurons more."""
+    neurons = tuple(range(HIDDEN + added))
+    site = SitePlan(SITES[-1], HIDDEN, neurons[:HIDDEN], (neurons[HIDDEN:],))
+    return SharingPlan(LANGUAGES, (LANGUAGES,), (site,), "added")
+
+
 def random_batch(seed: int, size: int = 4, frames: int = 40, labels: int = 7, languages: Tensor | None = None) -> Batch:
     """``size`` utterances of different lengths in mixed languages."""
     generator = torch.Generator().manual_seed(1000 + seed)

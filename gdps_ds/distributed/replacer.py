@@ -106,7 +106,7 @@ def carry_over(state: ShardedState, before: ShardedState, old: SharingPlan, new:
     # A regrouped block may have lanes of the old names and shapes with other content.
     unchanged = {flat.layout: flat for flat in before.flats if not any(each.name in sources for each in flat.fragments)}
     keys = (MASTER, *MOMENTS) if before.has_moments else (MASTER,)  # there are no moments before the first step
-    # Lanes that start afresh keep the weights that the new engine began with.
+    # Lanes that start afresh, and neurons that are new, keep the weights that the new engine began with.
     travels = new.init == "neurons" or new.is_uniform
     for flat in state.flats:
         twin = unchanged.get(flat.layout)
@@ -131,7 +131,7 @@ def _fill(flat: Flat, key: str, before: ShardedState, sources: Sources, *, trave
     for fragment in flat.fragments:
         if fragment.name not in sources:
             _copy_untouched(target, fragment, key, before)
-        elif travels:
+        elif travels and not sources[fragment.name][1].is_new:
             block, source = sources[fragment.name]
             whole = source.assemble(lambda name, block=block: before.full(f"{block}.{name}", key))  # type: ignore[misc]
             _copy_fragment(target, fragment, whole)

@@ -62,8 +62,10 @@ class Statistics:
         return self.of_sum(self.rows.sum(0).tolist())
 
 
-def statistics(hypotheses: Sequence[str], references: Sequence[str], normaliser: str) -> dict[str, Statistics]:
-    """Statistics of every metric of :data:`METRICS`, one reference each.
+def statistics(
+    hypotheses: Sequence[str], references: Sequence[str], normaliser: str, metrics: Sequence[str] = tuple(METRICS)
+) -> dict[str, Statistics]:
+    """Statistics of ``metrics``, by default all of :data:`METRICS`, with one reference each.
 
     sacreBLEU's paired tests rest on the same two methods of its metrics; they are not public, hence the tests that compare
     the scores here with ``corpus_score``.
@@ -75,7 +77,7 @@ def statistics(hypotheses: Sequence[str], references: Sequence[str], normaliser:
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references")
     normalise = NORMALISERS[normaliser]
     system, reference = [normalise(text) for text in hypotheses], [normalise(text) for text in references]
-    return {name: _statistics(metric(), system, reference) for name, metric in METRICS.items()}
+    return {name: _statistics(METRICS[name](), system, reference) for name in metrics}
 
 
 def mean_statistics(scores: Sequence[float] | NDArray[np.float64]) -> Statistics:

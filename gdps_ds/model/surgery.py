@@ -56,6 +56,11 @@ class Source:
     width: int
     parts: tuple[Part, ...]
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of the parameter comes from the old block."""
+        return self.dim is not None and not any(part.put for part in self.parts)
+
     def assemble(self, read: Callable[[str], Tensor]) -> Tensor:
         """The new tensor (a copy); ``read`` gives the old block's tensors by name, and one at a time is held."""
         if self.dim is None:
@@ -65,10 +70,10 @@ class Source:
             old = read(part.name)
             if new is None:
                 new = old.new_zeros([self.width if dim == self.dim else size for dim, size in enumerate(old.shape)])
-            values = old.index_select(self.dim, torch.tensor(part.take, device=old.device))
+            values = old.index_select(self.dim, torch.tensor(part.take, dtype=torch.long, device=old.device))
             weight = torch.tensor(part.weight, dtype=old.dtype, device=old.device)
             values *= weight if self.dim == old.dim() - 1 else weight.unsqueeze(-1)
-            new.index_add_(self.dim, torch.tensor(part.put, device=old.device), values)
+            new.index_add_(self.dim, torch.tensor(part.put, dtype=torch.long, device=old.device), values)
         assert new is not None
         return new
 
@@ -85,7 +90,14 @@ def lanes_by(plan: SharingPlan, site: str, hidden: int) -> Lanes:
 
 
 def block_sources(old: Lanes, new: Lanes) -> dict[str, Source]:
-    """Parameter of the new block -> its :class:`Source` in the old one, names relative to the block."""
+    """Parameter of the new block -> its :class:`Source` in the old one, names relative to the block.
+
+    Raises:
+        ValueError: the new block is a dense one without a place for neurons that ``width: added`` gave the old one.
+    """
+    held = {neuron for lane in old.values() for neuron in lane.neurons}
+    if "" in new and (lost := held - set(new[""].neurons)):
+        raise ValueError(f"a dense block of the old width has no room for the {len(lost)} neurons that width added gave it")
     sources = {}
     for prefix, lane in new.items():
         flows = _flows(lane, old)
@@ -105,7 +117,8 @@ def _flows(lane: LaneContent, old: Lanes) -> dict[str, tuple[tuple[int, ...], tu
     """Old lane -> (positions there, positions here, weights) of the neurons that come from it.
 
     An old lane counts by how many of the lane's languages pass through it. A neuron that none of them had (``width:
-    constant`` gives each group neurons of its own) is the mean over those that had it.
+    constant`` gives each group neurons of its own) is the mean over those that had it. One that no lane had is new: nothing
+    flows to it.
     """
     places = {prefix: {neuron: place for place, neuron in enumerate(content.neurons)} for prefix, content in old.items()}
     served = {prefix: len(set(lane.languages) & set(content.languages)) for prefix, content in old.items()}
@@ -119,12 +132,13 @@ def _flows(lane: LaneContent, old: Lanes) -> dict[str, tuple[tuple[int, ...], tu
             take.append(places[prefix][neuron])
             puts.append(put)
             weights.append(count / sum(counts.values()))
-    return {prefix: (tuple(take), tuple(put), tuple(weight)) for prefix, (take, put, weight) in flows.items() if take}
+    found = {prefix: (tuple(take), tuple(put), tuple(weight)) for prefix, (take, put, weight) in flows.items() if take}
+    return found or {_first(old): ((), (), ())}  # a lane of new neurons has the shapes of an old one all the same
 
 
 def keeps_function(plan: SharingPlan) -> bool:
     """Whether a dense model that is split by ``plan`` computes exactly what it did."""
-    return plan.width == "preserve" and plan.init == "neurons"
+    return plan.width in ("preserve", "added") and plan.init == "neurons"
 
 
 def changed_blocks(old: SharingPlan, new: SharingPlan) -> dict[str, tuple[Lanes, Lanes]]:
@@ -148,7 +162,7 @@ def new_blocks(
 
     Args:
         router: of the new plan; None where the new plan is uniform.
-        seed: run seed of ``init: random`` and of what ``init: svd`` leaves open.
+        seed: run seed of ``init: random``, of what ``init: svd`` leaves open and of neurons that ``width: added`` adds.
         gathered: makes the parameters of a block whole while they are read, where they are partitioned.
     """
     blocks = {}
@@ -159,6 +173,7 @@ def new_blocks(
             sources = block_sources(lanes_before, lanes_after)
             if new.init == "neurons" or "" in lanes_after:
                 values = {each: source.assemble(parameters.__getitem__) for each, source in sources.items()}
+                values |= _random_inputs(values, sources, seed_of(seed, "lanes", name))
             else:
                 to_dense = block_sources(lanes_before, lanes_by(SharingPlan.uniform(new.languages), name, _hidden(new, name)))
                 dense = {each: source.assemble(parameters.__getitem__) for each, source in to_dense.items()}
@@ -213,6 +228,19 @@ def _empty_block(
     block = block.to_empty(device=reference.device).to(reference.dtype)
     block.load_state_dict(dict(values))
     return block.train(like.training)
+
+
+def _random_inputs(values: Mapping[str, Tensor], sources: Mapping[str, Source], seed: int) -> dict[str, Tensor]:
+    """Input weights of new neurons, as spread as the shared lane's. Their outputs stay zero, and so the function stays.
+
+    With zeros on both sides no gradient would ever reach them. Lanes of equal width start alike.
+    """
+    drawn = {}
+    for name, source in sources.items():
+        if source.is_new and name.endswith(f"{INPUT_LINEAR}.weight"):
+            like, generator = values[f"shared.{INPUT_LINEAR}.weight"], torch.Generator().manual_seed(seed)
+            drawn[name] = torch.randn(values[name].shape, generator=generator).to(like) * like.std()
+    return drawn
 
 
 def _fresh_lanes(dense: Mapping[str, Tensor], plan: SharingPlan, name: str, seed: int) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def comparison_table(systems: Mapping[str, Scores], signatures: Mapping[str, str
             leads = [systems[names[0]][row][metric] - systems[names[1]][row][metric] for row in columns]
             blocks.append([f"{metric} difference", *(number(metric, lead, signed=True) for lead in leads)])
     notes = [f"{metric}: {signature}" for metric, signature in signatures.items()]
-    return "\n".join([*_columns([["", *columns], *blocks]), *notes])
+    return "\n".join([*in_columns([["", *columns], *blocks]), *notes])
 
 
 def comparisons_table(comparisons: Sequence[Comparison]) -> str:
@@ -69,7 +69,7 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> str:
         ]
         for each in comparisons
     ]
-    return "\n".join(_columns([head, *lines], left=3))
+    return "\n".join(in_columns([head, *lines], left=3))
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -144,7 +144,7 @@ def _intervals(evaluation: Evaluation) -> str:
         for metric in evaluation.signatures
         for name, rows in evaluation.scores.items()
     ]
-    return "\n".join(_columns([["95 % intervals", *columns], *lines]))
+    return "\n".join(in_columns([["95 % intervals", *columns], *lines]))
 
 
 def _tests(evaluation: Evaluation) -> str:
@@ -159,7 +159,7 @@ def _best(metric: str) -> Callable[[Sequence[float]], float]:
     return min if metric in LOWER_IS_BETTER else max
 
 
-def _columns(lines: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def in_columns(lines: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Cells in columns, the first ``left`` of them flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [

@@ -1,21 +1,23 @@
-"""The run: unify -> mine -> plan -> split -> specialise -> evaluate, and the uniform arm beside it.
+"""The run: unify -> mine -> plan -> split -> specialise -> evaluate, for each arm of ``run.arms`` from one unified model.
 
 Every phase leaves a file when it is done, and is skipped when that file is there: that is all there is to resuming.
 
-    checkpoints/unified/      the unified model, from which both arms start
+    checkpoints/unified/      the unified model, from which all arms start
     sketches.safetensors      what mining found
-    plan.json                 what rank 0 decided
+    plan.json                 what rank 0 decided; plans/<arm>.json of arms but gdps and uniform
     scores/<arm>.json         an arm is trained, translated and scored
     summary.json              the run is complete
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gdps_ds.analysis.arms import GDPS, PCGRAD, UNIFORM
 from gdps_ds.config import Config, PhaseConfig
 from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
@@ -33,10 +35,11 @@ from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
-from gdps_ds.training.planning import decide, given_plan, mine_again, mining_window
+from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
+from gdps_ds.training.planning import decide, given_plan, mine_again, mining_window, plan_path
 from gdps_ds.training.trainer import Trainer
 
-UNIFIED, GDPS = "unified", "gdps"
+UNIFIED = "unified"
 START = Progress(0, Position())
 MAX_LOSS_JUMP = 0.05
 """A split that must keep the function but moves the loss by more than this (in any precision) is a fault, not rounding."""
@@ -52,6 +55,8 @@ class Run:
         self.dir = Path(self.config.run.dir)
         self.uniform = SharingPlan.uniform(self.config.data.languages)
         self._settings = load_deepspeed_file(self.config.deepspeed)
+        if PCGRAD in self.config.run.arms:
+            require_stage_zero(self._settings, self.config.deepspeed)
 
     def execute(self) -> dict[str, Any]:
         """Do what is not done yet; gives the summary. Collective."""
@@ -92,33 +97,40 @@ class Run:
         else:
             base = self.trainer.checkpoints(UNIFIED).latest()
             assert base is not None, "the unified phase has ended with a checkpoint"
-            engine, plan, progress = unified or self._open(base), self.uniform, replace(base.progress, update=0, dev=None)
-            if arm == GDPS:
-                plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))
-                engine = self._replace(engine, self.uniform, plan, 0)
+            engine, progress = unified or self._open(base), replace(base.progress, update=0, dev=None)
+            plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))[arm]
+            engine = self._replace(arm, engine, self.uniform, plan, 0)
         # A checkpoint at the update of a later plan was written before that plan was applied.
         for later in phase.later_plans if arm == GDPS else ():
             if later.update >= progress.update:
                 if later.update > progress.update:
                     progress = self.trainer.train(engine, arm, phase, progress, later.update, plan)
                 old, plan = plan, given_plan(self.comm, later.from_file)
-                engine = self._replace(engine, old, plan, later.update)
+                engine = self._replace(arm, engine, old, plan, later.update)
         if progress.update < phase.updates or self.trainer.checkpoints(arm).latest() is None:
-            self.trainer.train(engine, arm, phase, progress, phase.updates, plan)
+            pcgrad = self._pcgrad(engine) if arm == PCGRAD else None
+            with pcgrad.attached() if pcgrad else contextlib.nullcontext():
+                self.trainer.train(engine, arm, phase, progress, phase.updates, plan, pcgrad=pcgrad)
         return engine
 
-    def _replace(self, engine: Engine, old: SharingPlan, plan: SharingPlan, update: int) -> Engine:
+    def _pcgrad(self, engine: Engine) -> PCGrad:
+        sites = [site.name for site in given_plan(self.comm, plan_path(self.dir, GDPS)).sites]
+        return PCGrad(engine, sites, len(self.config.data.languages), self.config.run.seed)
+
+    def _replace(self, arm: str, engine: Engine, old: SharingPlan, plan: SharingPlan, update: int) -> Engine:
         """Change the blocks in the live engine, and show what that did to the loss of one dev batch."""
+        if arm == UNIFORM:
+            return engine
         self._say(plan.summary())
         groups = [list(group) for group in plan.groups]
-        self.trainer.tracker.log("plan", update, digest=plan.digest, sites=len(plan.sites), groups=groups)
+        self.trainer.tracker.log("plan", update, arm=arm, digest=plan.digest, sites=len(plan.sites), groups=groups)
         if plan.digest == old.digest or (plan.is_uniform and old.is_uniform):
             return engine
         before = self._probe(engine)
         engine = replace_blocks(engine, old, plan, self.config.data.languages, self.config.run.seed)
         after = self._probe(engine)
         self._say(f"split: loss {before:.6f} before, {after:.6f} after (difference {after - before:+.2e})")
-        self.trainer.tracker.log("split", update, before=before, after=after)
+        self.trainer.tracker.log("split", update, arm=arm, before=before, after=after)
         if old.is_uniform and keeps_function(plan) and abs(after - before) > MAX_LOSS_JUMP:
             raise RuntimeError(
                 f"the split must keep the model's function, but the loss went from {before:.6f} to {after:.6f}; the unified "
@@ -147,10 +159,11 @@ class Run:
 
             inputs = trainer.inputs
             translations = translate(engine, dataset, inputs.tokenizer, inputs.collate, settings, before_batch)
-        scores = self.comm.from_main(lambda: self._score(arm, translations))
+        parameters = sum(getattr(each, "ds_numel", each.numel()) for each in engine.module.parameters())
+        scores = self.comm.from_main(lambda: self._score(arm, translations, parameters))
         trainer.tracker.log(f"scores-{arm}", 0, **scores)
 
-    def _score(self, arm: str, translations: list[Translation]) -> dict[str, Any]:
+    def _score(self, arm: str, translations: list[Translation], parameters: int) -> dict[str, Any]:
         languages = self.config.data.languages
         normaliser = self.config.decode.normaliser
         by_language = {lang: [row for row in translations if row.source_lang == lang] for lang in languages}
@@ -165,7 +178,7 @@ class Run:
         with atomic_write(self.dir / "hypotheses" / f"{arm}.jsonl") as file:
             file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in translations)
         with atomic_write(self._scores_path(arm)) as file:
-            json.dump({"scores": scores, "signatures": signatures(normaliser)}, file, indent=2)
+            json.dump({"scores": scores, "signatures": signatures(normaliser), "parameters": parameters}, file, indent=2)
         return scores
 
     def _summarise(self) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from gdps_ds.analysis.arms import GDPS, UNIFORM, Origin, arm_plan
 from gdps_ds.analysis.planner import make_plan, sites_to_split
 from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.config import Config
+from gdps_ds.data.manifest import atomic_path
 from gdps_ds.data.sampling import MicroBatches, Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
@@ -18,27 +22,55 @@ from gdps_ds.training.checkpoint import PhaseCheckpoints
 from gdps_ds.training.mining import MiningWindow, mine_batch
 from gdps_ds.training.trainer import Trainer
 
+SKETCHES = "sketches.safetensors"
 
-def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> SharingPlan:
-    """The plan of the run: given, already made, or made by rank 0 from what is mined; the same on every rank. Collective.
+
+def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> dict[str, SharingPlan]:
+    """Arm -> its plan, the same on every rank: already made, given, or made by rank 0 from what is mined. Collective.
+
+    All arms are planned at once, so that one that cannot be planned stops the run before any of them is trained.
 
     Raises:
         RankZeroError: rank 0 could not plan, or the given plan cannot be read.
-        PlanError: the plan does not fit the model or the run.
+        PlanError: a plan does not fit the model or the run.
     """
-    config, comm = trainer.config, trainer.comm
-    path = Path(config.run.dir) / "plan.json"
-    if not path.is_file():
+    config, comm, folder = trainer.config, trainer.comm, Path(trainer.config.run.dir)
+    plans: dict[str, SharingPlan] = {UNIFORM: SharingPlan.uniform(config.data.languages)}
+    split = [arm for arm in config.run.arms if arm != UNIFORM]
+    if not split:
+        return plans
+    todo = comm.from_main(lambda: [arm for arm in dict.fromkeys([GDPS, *split]) if not plan_path(folder, arm).is_file()])
+    if todo:
+        needed = config.plan.from_file is None or set(split) != {GDPS}
+        if needed and not comm.from_main((folder / SKETCHES).is_file):
+            mine(trainer, engine, unified)
+        comm.from_main(lambda: _write_plans(config, folder, todo))
+    for arm in split:
+        plans[arm] = given_plan(comm, plan_path(folder, arm))
+        plans[arm].validate(hidden_widths(engine.module), config.data.languages)
+        comm.agree(plans[arm].digest, f"the sharing plan of arm {arm}")
+    return plans
+
+
+def plan_path(folder: Path, arm: str) -> Path:
+    """Where a run keeps the plan of an arm."""
+    return folder / "plan.json" if arm == GDPS else folder / "plans" / f"{arm}.json"
+
+
+def _write_plans(config: Config, folder: Path, arms: Sequence[str]) -> None:
+    sketches = Sketches.load(folder / SKETCHES) if (folder / SKETCHES).is_file() else None
+    if GDPS in arms:
         if config.plan.from_file is not None:
-            given = config.plan.from_file
-            comm.from_main(lambda: SharingPlan.load(given).save(path))
+            ours = SharingPlan.load(config.plan.from_file)
         else:
-            sketches = mine(trainer, engine, unified)
-            comm.from_main(lambda: make_plan(sketches, config.plan).save(path))
-    plan = given_plan(comm, path)
-    plan.validate(hidden_widths(engine.module), config.data.languages)
-    comm.agree(plan.digest, "the sharing plan")
-    return plan
+            assert sketches is not None, "mined by now"
+            ours = make_plan(sketches, config.plan)
+        ours.save(plan_path(folder, GDPS))
+    origin = Origin(SharingPlan.load(plan_path(folder, GDPS)), sketches, config.plan, config.run.seed)
+    for arm in arms:
+        if arm != GDPS:
+            plan_path(folder, arm).parent.mkdir(exist_ok=True)
+            arm_plan(arm, origin).save(plan_path(folder, arm))
 
 
 def given_plan(comm: Communicator, path: str | Path) -> SharingPlan:
@@ -46,8 +78,8 @@ def given_plan(comm: Communicator, path: str | Path) -> SharingPlan:
     return SharingPlan.from_json(comm.from_main(lambda: Path(path).read_text(encoding="utf-8")), str(path))
 
 
-def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketches:
-    """The sketches of the run, also written to ``sketches.safetensors``. Collective."""
+def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
+    """Write the sketches of the run to :data:`SKETCHES`. Collective."""
     config, comm = trainer.config, trainer.comm
     if config.mine.during == "training":
         gatherer, expected = _mined_in_training(trainer, engine, unified)
@@ -67,8 +99,12 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> Sketche
     }
     if gradients:
         comm.from_main(lambda: save_file(gradients, folder / "gradients.safetensors"))
-    comm.from_main(lambda: sketches.save(folder / "sketches.safetensors"))
-    return sketches
+    comm.from_main(lambda: _save_whole(sketches, folder / SKETCHES))
+
+
+def _save_whole(sketches: Sketches, path: Path) -> None:
+    with atomic_path(path) as aside:
+        sketches.save(aside)
 
 
 def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:

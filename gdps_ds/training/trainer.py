@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gdps_ds.analysis.sketch import seed_of
-from gdps_ds.config import Config, PhaseConfig
+from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
 from gdps_ds.data.augmentation import NONE, Augmentation, AugmentedSpeech
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, length_batches
@@ -29,6 +29,7 @@ from gdps_ds.training.interrupt import Interrupted, StopSignal
 from gdps_ds.training.loss import target_tokens, utterance_losses
 from gdps_ds.training.metered import MeteredBatches
 from gdps_ds.training.mining import MiningWindow
+from gdps_ds.training.pcgrad import PCGrad
 from gdps_ds.training.schedule import hyperparameters
 
 
@@ -51,6 +52,7 @@ class Trainer:
         end: int,
         plan: SharingPlan,
         mining: MiningWindow | None = None,
+        pcgrad: PCGrad | None = None,
     ) -> Progress:
         """Train from ``start`` to update ``end`` of ``phase``; saves on the way, at the end, and when a signal asks to stop.
 
@@ -74,10 +76,14 @@ class Trainer:
                 rates = hyperparameters(phase, update)
                 with mining.of(update, engine, tokens) if mining else contextlib.nullcontext(_ignore) as watch:
                     for number, batch in enumerate(share):
-                        self._seed_dropout(name, update, number)
+                        self._seed_dropout(phase, update, number)
                         watch(batch)
+                        if pcgrad:
+                            pcgrad.watch(batch)
                         loss = losses.add(batch, utterance_losses(engine.forward(batch), batch, train.label_smoothing))
                         engine.backward(loss, tokens)
+                        if pcgrad and number == len(share) - 1:
+                            pcgrad.project(update)
                         engine.step(rates)
                         bar.saw(batch)
                 bar.step(losses.mean)
@@ -177,10 +183,11 @@ class Trainer:
         if self.comm.sum_floats(self.stop.received)[0]:
             raise Interrupted("stopped by a signal; this phase starts anew when the run is resumed")
 
-    def _seed_dropout(self, name: str, update: int, number: int) -> None:
-        """Randomness is arithmetic: a micro-batch draws the same dropout at every world size, and after a resume."""
+    def _seed_dropout(self, phase: PhaseConfig, update: int, number: int) -> None:
+        """Randomness is arithmetic: a micro-batch draws the same dropout at every world size, after a resume, in all arms."""
+        stage = "specialise" if isinstance(phase, SpecialiseConfig) else "unify"
         global_number = number * self.comm.world_size + self.comm.rank
-        torch.manual_seed(seed_of(self.config.run.seed, name, update, global_number))
+        torch.manual_seed(seed_of(self.config.run.seed, stage, update, global_number))
 
 
 def _ignore(batch: Batch) -> None:

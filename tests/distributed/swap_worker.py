@@ -23,7 +23,7 @@ from gdps_ds.distributed.replacer import ReplacementError, replace_blocks
 from gdps_ds.distributed.shards import MASTER, MOMENTS, ShardedState
 from gdps_ds.plan import SharingPlan, SitePlan
 from gdps_ds.training.loss import utterance_losses
-from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
+from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train, wider_plan
 
 RATES = {name: {"lr": 5e-3, "weight_decay": 0.01} for name in ("trunk", "sites", "private")}
 MICRO_BATCHES = 2
@@ -128,7 +128,7 @@ SCENARIOS = {"again": split_again, "ten-swaps": swap_ten_times, "failing": fail_
 
 def run(comm: Communicator, settings: Path, mode: str) -> dict:
     warm = 0 if mode == "cold" else 3
-    plan = tiny_plan(sites=SITES if mode == "two-sites" else SITES[-1:])
+    plan = wider_plan() if mode == "wider" else tiny_plan(sites=SITES if mode == "two-sites" else SITES[-1:])
     engine = Engine(
         tiny_model(checkpointing=mode == "checkpointing"),
         comm,
@@ -155,7 +155,10 @@ def run(comm: Communicator, settings: Path, mode: str) -> dict:
         "leaked": mode != "unsplit" and engine.stage > 0 and (old() is not None or old_zero() is not None),
         "steps": engine.deepspeed.global_steps,
     }
-    if warm and engine.router is not None:
+    if mode == "wider":
+        new = [f"{SITES[-1]}.private.0.{linear}.weight" for linear in ("intermediate_dense", "output_dense")]
+        result["new"] = {key: [bool(after[name, key].any()) for name in new] for key in (MASTER, *MOMENTS)}
+    elif warm and engine.router is not None:
         neurons = torch.tensor(plan.sites[0].private[1])
         name = plan.sites[0].name
         result["lane"] = {

@@ -12,7 +12,7 @@ from tests.launch import launch
 pytestmark = pytest.mark.launcher
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-MODES = ("warm", "cold", "unsplit", "two-sites", "checkpointing")
+MODES = ("warm", "cold", "unsplit", "two-sites", "checkpointing", "wider")
 SCENARIOS = ("again", "ten-swaps", "failing")
 EXTRA = ("zero2_offload:warm", "zero2_bf16:warm")
 
@@ -60,6 +60,12 @@ def test_moments_travel_with_their_neurons(results: Results) -> None:
     for name, result in results.items():
         if "warm" in name or "two-sites" in name:
             assert result["lane"] == {"master": True, "exp_avg": True, "exp_avg_sq": True}, name
+
+
+def test_new_neurons_have_random_inputs_and_nothing_else(results: Results) -> None:
+    for stage in STAGES:
+        expected = {"master": [True, False], "exp_avg": [False, False], "exp_avg_sq": [False, False]}
+        assert results[f"{stage}:wider"]["new"] == expected, stage
 
 
 def test_nothing_of_the_old_engine_is_left(results: Results) -> None:

@@ -42,6 +42,15 @@ def test_hand_written_constant_width_splits_the_others_evenly() -> None:
     assert read(width="constant").sites[0].private == ((4, 5), (6, 7))
 
 
+def test_width_added_shares_everything_and_numbers_new_neurons_from_there() -> None:
+    everybody, site = [list(LANGUAGES)], {"name": SITE, "hidden": 4, "shared_width": 4, "private": [[4, 5]]}
+    assert not read(width="added", groups=everybody, sites=[site]).is_uniform
+    found = faults_of(width="added", init="svd", groups=everybody, sites=[site | {"shared_width": 3, "private": [[5, 6]]}])
+    assert "init: width added keeps every neuron, so it needs init neurons, found svd" in found
+    assert "sites.0.shared: width added shares all 4 neurons, found 3" in found
+    assert "sites.0.private: width added numbers new neurons from 4 on" in found
+
+
 def test_hand_written_shared_neurons_leave_the_others_private() -> None:
     plan = read(sites=[{"name": SITE, "hidden": 6, "shared": [1, 4, 5]}])
     assert plan.sites[0].private == ((0, 2, 3), (0, 2, 3))

@@ -13,7 +13,7 @@ from torch import Tensor
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import LaneContent, block_sources, changed_blocks, install, lanes_by, new_blocks, split_model
 from gdps_ds.plan import SharingPlan, SitePlan
-from tests.tiny import HIDDEN, LANGUAGES, SITES, tiny_model, tiny_plan
+from tests.tiny import HIDDEN, LANGUAGES, SITES, tiny_model, tiny_plan, wider_plan
 
 UNIFORM = SharingPlan.uniform(LANGUAGES)
 WEIGHT = "intermediate_dense.weight"
@@ -98,6 +98,28 @@ def test_dividing_a_group_copies_its_lane() -> None:
     change(model, plan, further)
     found = [lane.output_dense.weight for lane in model.get_submodule(SITES[-1]).private]
     assert [torch.equal(*pair) for pair in zip(found, (lanes[1], lanes[0], lanes[0]), strict=True)] == [True] * 3
+
+
+def test_a_wider_block_keeps_the_function_and_can_learn() -> None:
+    """24 new neurons own 24 (2 d + 1) parameters; their outputs are zero at first, and get a gradient."""
+    model, states = tiny_model().eval(), torch.randn(3, 5, 16)
+    block = model.get_submodule(SITES[-1])
+    before, parameters = block(states), sum(each.numel() for each in block.parameters())
+    router = split_model(model, wider_plan(24), LANGUAGES, seed=1)
+    router.assign(torch.tensor([2, 0, 1]), "cpu")
+    wider = model.get_submodule(SITES[-1])
+    torch.testing.assert_close(wider(states), before, atol=1e-6, rtol=0)
+    assert sum(each.numel() for each in wider.parameters()) == parameters + 24 * 33
+    wider(states).square().sum().backward()
+    assert wider.private[0].output_dense.weight.grad.abs().min() > 0
+    assert wider.private[0].intermediate_dense.weight.std().item() == pytest.approx(0.2, rel=0.1)  # of the dense block's inputs
+
+
+def test_a_wider_block_is_not_merged_into_one_that_has_no_room() -> None:
+    model = tiny_model()
+    split_model(model, wider_plan(24), LANGUAGES, seed=1)
+    with pytest.raises(ValueError, match="has no room for the 24 neurons that width added gave it"):
+        new_blocks(model, wider_plan(24), UNIFORM, None, seed=1)
 
 
 def test_a_frozen_block_gives_frozen_lanes() -> None:
