@@ -6,7 +6,7 @@ DEMO_CORPUS := build/demo-corpus
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test soak bench lint format clean
+.PHONY: demo test soak bench lint audit image-check format clean
 
 demo: .venv/ready
 	$(BIN)/python launchers/prepare.py --corpus demo --root $(DEMO_CORPUS) --workers 2
@@ -25,6 +25,20 @@ lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run docker/*.sh launchers/slurm/*.sbatch
+	$(BIN)/hadolint docker/Dockerfile
+	-@$(MAKE) --no-print-directory audit
+
+# Known vulnerabilities of the pinned packages: `make lint` shows them, this fails. Without a connection there are none to know.
+audit: .venv/ready
+	@mkdir -p build
+	@$(BIN)/pip-audit --progress-spinner off --timeout 5 --no-deps --disable-pip --requirement constraints.txt \
+		> build/audit.txt 2>&1 || true
+	@! grep -A 1000 -E '^Found [0-9]+ known' build/audit.txt
+
+# Builds and starts the CPU image without a registry, on a base made of Debian's packages; needs root, buildah and debootstrap.
+image-check: .venv/ready
+	docker/check.sh
 
 format: .venv/ready
 	$(BIN)/ruff check --fix

@@ -59,6 +59,9 @@ class CorpusConfig(Section):
     train: str = Field("train", description="split used for training and mining")
     dev: str = Field("dev", description="split used for the loss during training")
     test: str = Field("test", description="split that is translated, and scored where it has references")
+    audio_roots: tuple[str, ...] = Field(
+        (), description="layout manifest: folders beside root that hold audio; a manifest that names files elsewhere is refused"
+    )
 
 
 class SpecAugmentConfig(Section):
@@ -260,6 +263,23 @@ class DecodeConfig(Section):
     seed: int = Field(12345, ge=0, description="seeds both; sacreBLEU's default")
 
 
+class GuardConfig(Section):
+    """What ends a run that cannot go on, and how soon."""
+
+    setup_timeout: Positive = Field(
+        3600.0, description="seconds that ranks wait for each other while the run starts: rank 0 may be preparing data"
+    )
+    timeout: Positive = Field(
+        600.0,
+        description="seconds that ranks wait for each other in any collective afterwards, and that a training rank may take "
+        "over one micro-batch, checkpoint or batch of data; the whole job ends when they are over",
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="an update with a NaN or infinite gradient ends the run, or is left out and counted"
+    )
+    max_skipped: Count = Field(10, description="updates in a row that may be left out; one more ends the run")
+
+
 class TrackConfig(Section):
     """Where progress is reported; metrics.jsonl is always written."""
 
@@ -288,6 +308,7 @@ class Config(Section):
     mine: MineConfig = Field(default_factory=MineConfig)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     track: TrackConfig = Field(default_factory=TrackConfig)
 
     @model_validator(mode="after")

@@ -65,6 +65,7 @@ def _prepare_split(options: argparse.Namespace) -> None:
         print(report.summary(shared))
         report.require(options.languages or report.languages)
     print(f"wrote {count} utterances to {manifest}")
+    print(f"use it with layout: manifest, root: {options.out}, audio_roots: [{options.root}]")
 
 
 def _build_demo(options: argparse.Namespace) -> None:

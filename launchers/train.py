@@ -2,7 +2,8 @@
 
     deepspeed --num_gpus 2 launchers/train.py --config ds_configs/experiments/demo.yaml [key.sub=value ...]
 
-Started again with the same run directory it goes on where it stopped (run.resume: auto).
+Started again with the same run directory it goes on where it stopped (run.resume: auto). The exit code is 75 (try again)
+where a signal has stopped it, and another one than 0 where it has failed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 # One message a fault, not one a rank and library: set before the libraries that read it are imported.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 from gdps_ds.config import Config
@@ -38,36 +40,44 @@ def _run(config: Config, local_rank: int) -> int:
 
     from gdps_ds.distributed.comm import Communicator, RankZeroError
     from gdps_ds.distributed.saved_state import ForeignStateError
+    from gdps_ds.distributed.watchdog import Watchdog
     from gdps_ds.plan import PlanError
     from gdps_ds.reporting.tracking import Tracker
     from gdps_ds.training.checkpoint import CheckpointError
     from gdps_ds.training.inputs import load_inputs
     from gdps_ds.training.interrupt import Interrupted, StopSignal
     from gdps_ds.training.phases import Run
-    from gdps_ds.training.run_dir import open_run_dir
+    from gdps_ds.training.run_dir import check_shared, open_run_dir
     from gdps_ds.training.trainer import Trainer
 
     deepspeed.utils.logger.setLevel("WARNING")
     stop = StopSignal()
-    comm = Communicator.start(local_rank)
+    comm = Communicator.start(local_rank, config.guard.setup_timeout)
+    watchdog = Watchdog.start(comm, config.guard.timeout)
     try:
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: open_run_dir(config))
+        check_shared(run_dir, comm)
         inputs = load_inputs(config, comm)
+        comm.limit_waiting(config.guard.timeout)
         tracker = Tracker(config, run_dir, is_main=comm.is_main)
         try:
-            Run(Trainer(config, comm, inputs, tracker, stop)).execute()
+            Run(Trainer(config, comm, inputs, tracker, stop, watchdog)).execute()
         finally:
             tracker.close()
+        code = 0
     except Interrupted as interrupted:
         if comm.is_main:
             print(interrupted, flush=True)
-    except (RankZeroError, DataError, PlanError, ConfigError, CheckpointError, ForeignStateError) as error:
-        # Every rank has the same error; rank 0 tells it once.
-        return _fail(str(error)) if comm.is_main else 1
-    finally:
-        comm.stop()
-    return 0
+        code = os.EX_TEMPFAIL
+    except (RankZeroError, DataError, PlanError, ConfigError, CheckpointError, ForeignStateError, FloatingPointError) as error:
+        watchdog.fail(error, told=True)
+    except Exception as error:
+        watchdog.fail(error)
+    watchdog.close()
+    comm.barrier()
+    comm.stop()
+    return code
 
 
 def _fail(message: str) -> int:

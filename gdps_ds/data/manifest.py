@@ -91,21 +91,37 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     return list(stream_manifest(path))
 
 
-def stream_manifest(path: str | Path, kind: type[Utterance] = Utterance) -> Iterator[Utterance]:
+def stream_manifest(
+    path: str | Path, kind: type[Utterance] = Utterance, audio_roots: Sequence[str | Path] | None = None
+) -> Iterator[Utterance]:
     """The utterances of a JSON-lines manifest, audio paths absolute. All of it is checked before the first one comes.
+
+    Args:
+        audio_roots: folders, beside the manifest's own, that hold all audio, symbolic links followed; None for any folder.
 
     Raises:
         DataError: there is no such file.
-        ManifestError: lists unknown and missing keys, wrong types, bad values and duplicate ids with line numbers.
+        ManifestError: lists unknown and missing keys, wrong types, bad values, duplicate ids and audio outside of its folders
+            with line numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     folder, faults = Path(absolute(path)).parent, _Faults()
+    allowed = None if audio_roots is None else [os.path.realpath(root) for root in (folder, *audio_roots)]
     for record, found in _records(path):
+        if allowed is not None and not found:
+            found = _outside(folder / record["audio"], allowed)
         faults.add(record, found)
     faults.raise_for(path)
     return (kind(**record | {"audio": os.path.normpath(folder / record["audio"])}) for record, _ in _records(path))
+
+
+def _outside(audio: Path, allowed: Sequence[str]) -> list[str]:
+    real = os.path.realpath(audio)
+    if any(Path(real).is_relative_to(root) for root in allowed):
+        return []
+    return [f"audio {real} lies outside of {', '.join(allowed)}, which data.corpora.*.audio_roots can extend"]
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:

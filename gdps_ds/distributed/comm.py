@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
@@ -24,6 +26,10 @@ class RankZeroError(RuntimeError):
     """Something that only rank 0 does has failed; raised on every rank with rank 0's message."""
 
 
+class RankError(RuntimeError):
+    """Something that every rank does has failed on some; raised on every rank with their messages."""
+
+
 class Communicator:
     """Collectives over all ranks. Every method is called by every rank, in the same order."""
 
@@ -32,15 +38,22 @@ class Communicator:
         self.world_size = world_size
         self.local_rank = local_rank
         self.device = device
+        self._timeout: float | None = None
 
     @classmethod
-    def start(cls, local_rank: int) -> Communicator:
-        """Join the process group that the launcher's environment describes."""
+    def start(cls, local_rank: int, timeout: float | None = None) -> Communicator:
+        """Join the process group that the launcher's environment describes.
+
+        Args:
+            timeout: seconds that ranks wait for each other, here and in collectives; None takes DeepSpeed's default.
+        """
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        waiting = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False, **waiting)
         comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
+        comm._timeout = timeout
         comm._unlink_shared_memory()
         return comm
 
@@ -59,6 +72,16 @@ class Communicator:
         name = f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{self.rank}"
         for path in Path("/dev/shm").glob(name):
             path.unlink(missing_ok=True)
+
+    def limit_waiting(self, timeout: float | None = None) -> None:
+        """Let every process group that there is by now wait for ``timeout`` seconds, or as long as was said last.
+
+        A group that a library makes later, as DeepSpeed does of the world's, has torch's 30 minutes until this is called again.
+        """
+        self._timeout = self._timeout if timeout is None else timeout
+        if self._timeout is not None and dist.is_initialized():
+            for group in process_groups():
+                c10d._set_pg_timeout(timedelta(seconds=self._timeout), group)
 
     @property
     def is_main(self) -> bool:
@@ -111,7 +134,7 @@ class Communicator:
         """Run ``compute`` on every rank; each keeps its own result.
 
         Raises:
-            RuntimeError: on every rank if it failed on any, naming the ranks and their errors.
+            RankError: on every rank if it failed on any, naming the ranks and their errors.
         """
         result: Any = None
         cause: Exception | None = None
@@ -122,7 +145,7 @@ class Communicator:
         errors = self.gather(None if cause is None else f"{type(cause).__name__}: {cause}")
         if any(errors):
             listing = "; ".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
-            raise RuntimeError(f"{what} failed ({listing})") from cause
+            raise RankError(f"{what} failed ({listing})") from cause
         return result
 
     def agree(self, digest: str, what: str) -> None:
@@ -135,3 +158,8 @@ class Communicator:
         if len(set(digests)) > 1:
             listing = ", ".join(f"rank {rank}: {each[:12]}" for rank, each in enumerate(digests))
             raise RuntimeError(f"ranks disagree on {what} ({listing}); are all nodes on the same version and files?")
+
+
+def process_groups() -> list[dist.ProcessGroup]:
+    """The process groups that this rank is in."""
+    return [group for group in c10d._world.pg_map if isinstance(group, dist.ProcessGroup)]

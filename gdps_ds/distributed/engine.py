@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class Engine:
         self.deepspeed: DeepSpeedEngine = deepspeed.initialize(
             model=model, optimizer=optimizer, config=runtime_settings(settings, train, comm.world_size)
         )[0]
+        comm.limit_waiting()
         self.train(True)
 
     @property
@@ -128,17 +130,51 @@ class Engine:
         loss_scale = scaler.get_scale() if scaler is not None else getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return global_tokens / (self.comm.world_size * loss_scale)
 
-    def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> None:
-        """Count a micro-batch; at the end of the accumulation, update with ``lr`` and ``weight_decay`` by group name."""
+    def step(self, hyperparameters: Mapping[str, Mapping[str, float]]) -> bool:
+        """Count a micro-batch; at the end of the accumulation, update with ``lr`` and ``weight_decay`` by group name.
+
+        An update whose gradient is not finite leaves weights and moments as they are: DeepSpeed sees to that where it has an
+        optimiser or a scaler of its own, which is everywhere but at stage 0 in full precision.
+
+        Returns:
+            False if such an update was left out. The same on every rank.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group.update(hyperparameters[group["name"]])
-        self.deepspeed.step()
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()
+            return True
+        skipped = self.deepspeed.skipped_steps
+        bare = self.stage == 0 and isinstance(self.deepspeed.optimizer, torch.optim.Optimizer) and self._gradscaler() is None
+        with self._step_left_out() if bare and not self._gradients_are_finite() else contextlib.nullcontext():
+            self.deepspeed.step()
+        return self.deepspeed.skipped_steps == skipped
+
+    @contextlib.contextmanager
+    def _step_left_out(self) -> Iterator[None]:
+        """DeepSpeed counts an update in this context, and clears its gradients, but torch's optimiser does not make it."""
+        self.deepspeed.skipped_steps += 1
+        self.deepspeed.optimizer.step = lambda: None
+        try:
+            yield
+        finally:
+            del self.deepspeed.optimizer.step
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether a loss scale is being found by trial, so that updates are left out now and then without a fault."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return self._gradscaler() is not None or bool(getattr(scaler, "dynamic", False))
+
+    def _gradients_are_finite(self) -> bool:
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
     @property
     def gradient_norm(self) -> float | None:
-        """Global norm of the last update's gradient before clipping; None where the stage does not compute it."""
+        """Global norm of the last update's gradient before clipping; None where the stage computes none, or an infinite one."""
         norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return float(norm) if norm is not None and math.isfinite(norm) else None
 
     def runtime_state(self) -> dict[str, Any]:
         """What is neither weights nor moments: DeepSpeed's counters and the loss scale; JSON-able, equal on all ranks."""

@@ -52,8 +52,9 @@ def save_state(engine: Engine, folder: Path) -> list[Path]:
             for key in keys:
                 tensors[f"{fragment.name}|{key}"] = state.local(fragment.name, key)[start - fragment.start :][:numel]
     shard = folder / shard_name(comm.rank)
-    save_file(tensors, shard, metadata={"slices": json.dumps(slices)})
+    # All that is collective comes first: a rank that then cannot write keeps no other waiting.
     fixed = _fixed_tensors(engine.module, keep=comm.is_main)
+    save_file(tensors, shard, metadata={"slices": json.dumps(slices)})
     if not comm.is_main:
         return [shard]
     save_file(fixed, folder / FIXED)

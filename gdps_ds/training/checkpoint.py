@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from gdps_ds.data.sampling import Position
-from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.comm import Communicator, RankError, RankZeroError
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.saved_state import SavedState, save_state
@@ -122,19 +122,30 @@ class PhaseCheckpoints:
         return self._pointed_to_by(BEST)
 
     def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
-        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective."""
+        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective.
+
+        Raises:
+            CheckpointError: on every rank; what was saved before is untouched.
+        """
         comm = engine.comm
         tag = f"update-{progress.update:06d}"
         partial = self._folder / f".{tag}.partial"
-        comm.from_main(lambda: _empty(partial))
-        files = save_state(engine, partial)
-        if gatherer is not None:
-            path = partial / _mining_file(comm.rank)
-            save_file({name: tensor.cpu() for name, tensor in gatherer.state().items()}, path)
-            files.append(path)
-        # Every rank syncs and digests what it has written, at the same time as the others.
-        described = {name: entry for part in comm.gather(_described(files)) for name, entry in part.items()}
-        comm.from_main(lambda: self._publish(partial, tag, progress, plan, described))
+        try:
+            comm.from_main(lambda: _empty(partial))
+            files = comm.everywhere(lambda: _write(engine, partial, gatherer), "writing")
+            # Every rank syncs and digests what it has written, at the same time as the others.
+            parts = comm.gather(comm.everywhere(lambda: _described(files), "writing"))
+            described = {name: entry for part in parts for name, entry in part.items()}
+            comm.from_main(lambda: self._publish(partial, tag, progress, plan, described))
+        except (RankZeroError, RankError) as error:
+            comm.from_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+            raise CheckpointError(f"{self._folder / tag} could not be saved: {error}; {self._left()}") from error
+
+    def _left(self) -> str:
+        newest = self._folder / LATEST
+        if not newest.is_file():
+            return "there is none before it"
+        return f"{newest.read_text().strip()} before it is whole: make room and start again to go on from there"
 
     def load_mining(self, gatherer: GradientGatherer, comm: Communicator) -> None:
         """Restore the sums from the newest checkpoint, at any number of ranks; it has none where mining had not begun."""
@@ -183,6 +194,16 @@ class PhaseCheckpoints:
 
 def _mining_file(rank: int) -> str:
     return f"mining-rank-{rank:05d}.safetensors"
+
+
+def _write(engine: Engine, folder: Path, gatherer: GradientGatherer | None) -> list[Path]:
+    """The engine's state and, where gradients are mined, this rank's sums; the files of this rank. Collective."""
+    files = save_state(engine, folder)
+    if gatherer is not None:
+        path = folder / _mining_file(engine.comm.rank)
+        save_file({name: tensor.cpu() for name, tensor in gatherer.state().items()}, path)
+        files.append(path)
+    return files
 
 
 def _empty(folder: Path) -> None:

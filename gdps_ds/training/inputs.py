@@ -119,7 +119,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
     for corpus in data.corpora:
-        yield from read_corpus(corpus.layout, corpus.root, getattr(corpus, role))
+        yield from read_corpus(corpus.layout, corpus.root, getattr(corpus, role), corpus.audio_roots)
 
 
 def _key(data: DataConfig, role: str) -> str:

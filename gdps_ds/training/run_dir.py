@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
+import uuid
 from pathlib import Path
 
 import yaml
 
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, dump_config
-from gdps_ds.data.manifest import atomic_write
+from gdps_ds.data.manifest import DataError, atomic_write
+from gdps_ds.distributed.comm import Communicator
 
 RESOLVED = "config.yaml"
 
@@ -20,6 +24,7 @@ MAY_CHANGE = (
     "run.arms",
     "run.keep_checkpoints",
     "decode",
+    "guard",
     "data.workers",
     "train.checkpoint_every",
 )
@@ -44,6 +49,28 @@ def open_run_dir(config: Config) -> None:
     shutil.copyfile(config.deepspeed, folder / "deepspeed.json")
     with atomic_write(path) as file:
         file.write(dump_config(config))
+
+
+def check_shared(folder: Path, comm: Communicator, patience: float = 10.0) -> None:
+    """Check that every rank sees what rank 0 writes into ``folder``, within ``patience`` seconds. Collective.
+
+    Prepared data, plan and checkpoints are written once, there, and read by all.
+
+    Raises:
+        DataError: on every rank, naming the nodes that do not see it.
+    """
+    token = folder / comm.from_main(lambda: f".seen-{uuid.uuid4().hex}")
+    comm.from_main(token.touch)
+    until = time.monotonic() + patience
+    while not token.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = sorted({name for name in comm.gather(None if token.exists() else socket.gethostname()) if name})
+    comm.from_main(token.unlink)
+    if blind:
+        raise DataError(
+            f"run.dir ({folder}) is not the same folder everywhere: {', '.join(blind)} did not find there what rank 0 wrote; "
+            "put it on a file system that all nodes share, under the same path"
+        )
 
 
 def _differences(old: object, new: object, prefix: str = "") -> list[str]:

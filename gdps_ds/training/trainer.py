@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,14 +18,16 @@ from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, length_batches
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.watchdog import Watchdog
 from gdps_ds.evaluation.decoding import rank_share
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.progress import Progress as ProgressBar
 from gdps_ds.reporting.tracking import Tracker
 from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.inputs import Inputs
-from gdps_ds.training.interrupt import Interrupted, StopSignal
-from gdps_ds.training.loss import target_tokens, utterance_losses
+from gdps_ds.training.interrupt import Interrupted, StopSignal, leave_signals_to_the_rank
+from gdps_ds.training.language_losses import LanguageLosses, NonFiniteUpdates
+from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.metered import MeteredBatches
 from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.pcgrad import PCGrad
@@ -42,6 +43,7 @@ class Trainer:
     inputs: Inputs
     tracker: Tracker
     stop: StopSignal
+    watchdog: Watchdog
 
     def train(
         self,
@@ -61,21 +63,26 @@ class Trainer:
 
         Raises:
             Interrupted: on every rank, after a checkpoint.
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss is not finite, or a gradient is not and ``guard`` does not let it pass.
         """
         train, checkpoints, position = self.config.train, self.checkpoints(name), start.position
         gatherer = mining.gatherer if mining else None
         micro_batches = self.micro_batches("train")
         batches = MeteredBatches(self.loader(self.inputs.train, micro_batches, position, end - start.update, self.augmentation))
         losses = LanguageLosses(self.config.data.languages, self.comm)
-        with self.progress(name, phase.updates, start.update) as bar:
+        nonfinite = NonFiniteUpdates(self.config.guard, self.comm)
+        with self.progress(name, phase.updates, start.update) as bar, self.watchdog.watching(name):
             for update in range(start.update + 1, end + 1):
+                where = f"update {update} of {name}"
+                self.watchdog.beat(f"waiting for the data of {where}")
                 share = [next(batches) for _ in range(engine.accumulation)]
+                self.watchdog.beat(where)
                 # One collective a step: the tokens that the update averages over, and whether a signal came to any rank.
                 tokens, stop = self.comm.sum_floats(sum(batch.target_tokens for batch in share), self.stop.received)
                 rates = hyperparameters(phase, update)
                 with mining.of(update, engine, tokens) if mining else contextlib.nullcontext(_ignore) as watch:
                     for number, batch in enumerate(share):
+                        self.watchdog.beat(f"micro-batch {number + 1} of {where}")
                         self._seed_dropout(phase, update, number)
                         watch(batch)
                         if pcgrad:
@@ -84,13 +91,22 @@ class Trainer:
                         engine.backward(loss, tokens)
                         if pcgrad and number == len(share) - 1:
                             pcgrad.project(update)
-                        engine.step(rates)
+                        applied = engine.step(rates)
                         bar.saw(batch)
+                mined = mining is not None and mining.covers(update)
+                nonfinite.saw(where, applied, losses, by_loss_scale=engine.scales_loss, mined=mined)
                 bar.step(losses.mean)
                 position = micro_batches.advance(position, train.micro_batches)
                 if update % train.log_every == 0 or update == end:
-                    values = losses.reduce(f"update {update} of {name}") | batches.reduce(self.comm)
-                    self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
+                    values = losses.reduce(where) | batches.reduce(self.comm)
+                    self.tracker.log(
+                        name,
+                        update,
+                        **values,
+                        lr=rates["trunk"]["lr"],
+                        gradient_norm=engine.gradient_norm,
+                        skipped=nonfinite.count(),
+                    )
                 dev = None
                 if update % train.dev_every == 0 or update == phase.updates:
                     dev = self.dev_losses(engine)
@@ -113,6 +129,7 @@ class Trainer:
         batches = length_batches(dataset.lengths, max_frames=data.max_frames, max_utterances=data.max_utterances)
         with engine.evaluating():
             for indices, real in rank_share(batches, self.comm.rank, self.comm.world_size):
+                self.watchdog.beat("the dev loss")
                 batch = self.collate([dataset[index] for index in indices])
                 values = utterance_losses(engine.forward(batch), batch, 0.0)
                 if real:
@@ -168,6 +185,8 @@ class Trainer:
                 batch_sampler=sampler,
                 collate_fn=self.collate,
                 num_workers=workers,
+                timeout=self.config.guard.timeout if workers else 0,
+                worker_init_fn=leave_signals_to_the_rank,
                 pin_memory=self.comm.device.type != "cpu",
                 # A fork of a process that holds threads of the collective library may hang.
                 multiprocessing_context=get_context("spawn") if workers else None,
@@ -192,51 +211,3 @@ class Trainer:
 
 def _ignore(batch: Batch) -> None:
     """What a step that is not mined does with a micro-batch."""
-
-
-class LanguageLosses:
-    """Loss sums by language since the last :meth:`reduce`."""
-
-    def __init__(self, languages: tuple[str, ...], comm: Communicator) -> None:
-        self._languages = languages
-        self._comm = comm
-        self._reset()
-
-    def _reset(self) -> None:
-        # Columns: loss sum, target tokens, utterances. On the host: gloo, NCCL and logging need no device copy of it.
-        self._sums = torch.zeros(len(self._languages), 3, dtype=torch.float64)
-        self._seconds = 0.0
-
-    @property
-    def mean(self) -> float:
-        """Loss per target token on this rank."""
-        return float(self._sums[:, 0].sum() / self._sums[:, 1].sum().clamp(min=1))
-
-    def add(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
-        """Count the (B,) losses of a micro-batch; gives back their sum, for the backward pass."""
-        tokens = target_tokens(batch)
-        values = torch.stack([losses.detach().double().cpu(), tokens.double(), torch.ones_like(tokens).double()], dim=1)
-        self._sums.index_add_(0, batch.languages, values)
-        self._seconds += batch.seconds
-        return losses.sum()
-
-    def reduce(self, where: str) -> dict[str, dict[str, float]]:
-        """Loss per token, by language and over all, tokens and utterances over all ranks; starts counting anew.
-
-        Raises:
-            FloatingPointError: on every rank, naming the languages, if a loss is not finite.
-        """
-        sums = self._comm.sum(self._sums).cpu()
-        self._reset()
-        loss = {
-            language: float(total / tokens)
-            for language, (total, tokens, _) in zip(self._languages, sums, strict=True)
-            if tokens > 0
-        }
-        broken = [language for language, value in loss.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(
-                f"the loss is not finite by {where} ({', '.join(broken)}); lower train.*.lr, or look at that language's data"
-            )
-        counts = {"tokens": float(sums[:, 1].sum()), "utterances": float(sums[:, 2].sum())}
-        return {"loss": loss | {"all": float(sums[:, 0].sum() / sums[:, 1].sum())}, "seen": counts}

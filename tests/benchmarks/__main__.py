@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler, train
+from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler, train, watchdog
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "replace": replace.measure,
     "sampler": sampler.measure,
     "train": train.measure,
+    "watchdog": watchdog.measure,
 }
 
 

@@ -17,7 +17,7 @@ decide folds and name hypotheses. Nothing is decoded here. For a table with the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from gdps_ds.data.manifest import DataError, Utterance
 Layout = Callable[[Path, str], Iterator[Utterance]]
 PairLayout = Callable[[Path, str, Pair], Iterator[Utterance]]
 
+MANIFEST = "manifest"
 LAYOUTS: dict[str, Layout] = {
-    "manifest": read_manifest_folder,
+    MANIFEST: read_manifest_folder,
     "mboshi-french": read_mboshi_french,
     "griko-italian": read_griko_italian,
     "iwslt-aeb": read_aeb,
@@ -51,16 +52,19 @@ LAYOUTS: dict[str, Layout] = {
 PAIR_LAYOUTS: dict[str, PairLayout] = {"mustc": read_mustc, "covost2": read_covost2, "gmu": read_gmu}
 
 
-def read_corpus(layout: str, root: str | Path, split: str) -> Iterator[Utterance]:
+def read_corpus(
+    layout: str, root: str | Path, split: str, audio_roots: Sequence[str | Path] | None = None
+) -> Iterator[Utterance]:
     """The utterances of one split, lazily.
 
     Args:
         layout: a name of :data:`LAYOUTS`, or one of :data:`PAIR_LAYOUTS` with its languages, as in ``mustc:eng-deu``.
+        audio_roots: the folders beside ``root`` whose audio a manifest may name; None for any.
 
     Raises:
         DataError: unknown layout, no such folder, no such split (the message lists those there are), or nothing in it.
     """
-    read = _reader(layout)
+    read = partial(read_manifest_folder, audio_roots=audio_roots) if layout == MANIFEST else _reader(layout)
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder (the root of corpus layout '{layout}')")
     return _filled(read(Path(root), split), f"{root}: split '{split}' of corpus layout '{layout}' holds no utterances")

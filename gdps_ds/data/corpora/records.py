@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ PLACEHOLDERS = frozenset({".", "NOT PLAYING", "NOT FOUND"})
 """What BIG-C's annotators wrote where there was nothing to transcribe or to translate."""
 
 
-def read_manifest_folder(root: Path, split: str) -> Iterator[Utterance]:
-    """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it.
+def read_manifest_folder(root: Path, split: str, audio_roots: Sequence[str | Path] | None = None) -> Iterator[Utterance]:
+    """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it, with audio in ``root`` and ``audio_roots``, or anywhere.
 
     Where it still is as ``launchers/prepare.py`` wrote it, which its report tells, its audio need not be decoded again.
     """
@@ -38,7 +38,7 @@ def read_manifest_folder(root: Path, split: str) -> Iterator[Utterance]:
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
     report = root / f"{split}.report.json"
     measured = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("manifest") == digest_of(path)
-    yield from stream_manifest(path, Measured if measured else Utterance)
+    yield from stream_manifest(path, Measured if measured else Utterance, audio_roots)
 
 
 def read_bigc(root: Path, split: str) -> Iterator[Utterance]:

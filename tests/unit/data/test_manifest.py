@@ -15,6 +15,7 @@ from gdps_ds.data.manifest import (
     Utterance,
     atomic_write,
     read_manifest,
+    stream_manifest,
     write_manifest,
 )
 
@@ -79,6 +80,23 @@ def test_relative_paths_start_at_the_manifest_not_at_the_working_directory(
     write_lines(tmp_path / "m.jsonl", GOOD | {"audio": "../x/a.wav"})
     monkeypatch.chdir("/")
     assert read_manifest(tmp_path / "m.jsonl")[0].audio == str(tmp_path.parent / "x" / "a.wav")
+
+
+def test_a_manifest_reads_audio_elsewhere_only_where_that_is_allowed(tmp_path: Path) -> None:
+    """Out by dots, by an absolute path and by a symbolic link."""
+    inside, outside = tmp_path / "corpus", tmp_path / "elsewhere"
+    for folder in (inside, outside):
+        folder.mkdir()
+    (inside / "link").symlink_to(outside)
+    audio = ["a.wav", "../elsewhere/b.wav", str(outside / "c.wav"), "link/d.wav"]
+    write_lines(inside / "m.jsonl", *(GOOD | {"id": str(number), "audio": name} for number, name in enumerate(audio)))
+    with pytest.raises(ManifestError) as caught:
+        list(stream_manifest(inside / "m.jsonl", audio_roots=()))
+    assert [line for line, _ in caught.value.faults] == [2, 3, 4]
+    assert caught.value.faults[0][1] == (
+        f"audio {outside / 'b.wav'} lies outside of {inside}, which data.corpora.*.audio_roots can extend"
+    )
+    assert len(list(stream_manifest(inside / "m.jsonl", audio_roots=[outside]))) == 4
 
 
 def test_defaults_are_not_written(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_only_training_batches_are_augmented(config: Config) -> None:
     """Mining in a pass asks for a loader without augmentation, dev losses and decoding index the sets themselves."""
     augmented = with_data(config, speeds=(0.9, 1.1), spec_augment=SpecAugmentConfig())
     found = load_inputs(augmented, ALONE)
-    trainer = Trainer(augmented, ALONE, found, None, None)  # type: ignore[arg-type]
-    plain = Trainer(config, ALONE, found, None, None)  # type: ignore[arg-type]
+    trainer = Trainer(augmented, ALONE, found, None, None, None)  # type: ignore[arg-type]
+    plain = Trainer(config, ALONE, found, None, None, None)  # type: ignore[arg-type]
 
     def batch(trainer: Trainer, role: str, **options: Augmentation) -> Batch:
         return next(trainer.loader(found.train, trainer.micro_batches(role), Position(), 1, **options))

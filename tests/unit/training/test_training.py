@@ -13,11 +13,11 @@ from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
 from gdps_ds.model.surgery import split_model
+from gdps_ds.training.language_losses import LanguageLosses
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.schedule import decay, hyperparameters
-from gdps_ds.training.trainer import LanguageLosses
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
 from tests.unit.reporting.test_tracking import config
 
