@@ -9,8 +9,8 @@ for program in buildah debootstrap; do
 done
 
 work=$(mktemp -d)
-trap 'rm -rf "${work}"' EXIT
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+trap 'buildah rm --all > /dev/null; rm -rf "${work}"' EXIT
+export BUILDAH_ISOLATION=chroot
 buildah() { command buildah --root "${work}/store" --runroot "${work}/run" "$@"; }
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "${work}/base" > "${work}/debootstrap.log" \
@@ -36,7 +36,7 @@ buildah bud --quiet --pull-never --network host "${mounts[@]}" --build-arg BASE=
 
 container=$(buildah from --pull-never gdps_ds)
 run() { buildah run "${container}" -- "$@"; }
-echo "size of the image: $(du -sh "$(buildah mount "${container}")" | cut -f 1)"
+echo "size of the image: $(buildah images --format '{{.Size}}' gdps_ds)"
 [[ $(run id -u) != 0 ]] || { echo "image-check: the image runs as root"; exit 1; }
 run /usr/local/bin/entrypoint.sh prepare --corpus demo --root /tmp/demo > /dev/null
 run /usr/local/bin/entrypoint.sh python launchers/train.py --help > /dev/null

@@ -186,8 +186,7 @@ class Watchdog:
         """What the main thread has failed of; a broken collective only counts when nobody else has a better cause by then."""
         if self._failed_at is None or not self._is_consequence:
             return self._failure
-        gone = [str(rank) for rank, seconds in enumerate(self._silences()) if seconds > SILENCE]
-        if gone:
+        if gone := self._gone():
             return f"rank {', '.join(gone)} ended without a word: killed, out of memory, or its node lost ({self._doing})"
         self._wake.clear()
         return self._failure if time.monotonic() - self._failed_at > PATIENCE else None
@@ -211,13 +210,16 @@ class Watchdog:
         """Seconds since a new pulse of each rank, as rank 0 hears them."""
         return [0.0 if pulse is None else time.monotonic() - since for pulse, since in self._heard]
 
+    def _gone(self) -> list[str]:
+        return [str(rank) for rank, seconds in enumerate(self._silences()) if seconds > SILENCE]
+
     def _leave(self, cause: str) -> None:
         """End this process; rank 0 goes last, because the store ends with it, and has the last word."""
         if cause.startswith((f"rank {self._rank} stands", "every rank stands")):
             faulthandler.dump_traceback(file=sys.stderr)
-        ended = self._store.add("ended", 1)
+        ended, present = self._store.add("ended", 1), self._world_size - len(self._gone())
         deadline = time.monotonic() + PATIENCE
-        while self._rank == 0 and ended < self._world_size and time.monotonic() < deadline:
+        while self._rank == 0 and ended < present and time.monotonic() < deadline:
             time.sleep(INTERVAL / 20)
             ended = self._store.add("ended", 0)
         if self._rank == 0:

@@ -104,6 +104,8 @@ class NonFiniteUpdates:
         broken = losses.drop()
         self._since_reported += 1
         if by_loss_scale and not broken:
+            if mined:
+                raise FloatingPointError(f"{where}: the loss scale overflowed and the sketches saw it; set mine.during: pass")
             return
         self._in_a_row += 1
         more = f" and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""

@@ -14,7 +14,10 @@ pytestmark = pytest.mark.launcher
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 MODES = ("warm", "cold", "unsplit", "two-sites", "checkpointing", "wider")
 SCENARIOS = ("again", "ten-swaps", "failing")
-EXTRA = ("zero2_offload:warm", "zero2_bf16:warm")
+SWAPPED_TEN_TIMES = ("zero2", "zero3")
+RUNS = [f"{stage}:{mode}" for stage in STAGES for mode in (*MODES, "again")]
+RUNS += [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES]
+RUNS += ["zero2:failing", "zero2_offload:warm", "zero2_bf16:warm"]
 
 Results = dict[str, dict]
 
@@ -31,11 +34,8 @@ def results(request: pytest.FixtureRequest, by_ranks: dict[int, Results]) -> Res
 
 def _run(ranks: int, folder: Path) -> Results:
     out = folder / "results.json"
-    runs = [
-        f"ds_configs/{name.replace(':', '.json:')}"
-        for name in (*(f"{s}:{m}" for s in STAGES for m in (*MODES, *SCENARIOS)), *EXTRA)
-    ]
-    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks)
+    runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in RUNS]
+    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks, timeout=540)
     assert code == 0 and out.exists(), output[-3000:]
     return json.loads(out.read_text())
 
@@ -89,7 +89,7 @@ def test_splitting_further_keeps_the_loss_and_regrouping_does_not(results: Resul
 
 def test_ten_swaps_leave_no_trace(results: Results) -> None:
     """Five splits and five merges: state bit-equal, one engine alive, no memory taken, training as if nothing had been."""
-    for stage in STAGES:
+    for stage in SWAPPED_TEN_TIMES:
         result = results[f"{stage}:ten-swaps"]
         assert (result["changed"], result["alive"]) == ([], 1), stage
         assert result["names"] > 300, stage
@@ -99,11 +99,10 @@ def test_ten_swaps_leave_no_trace(results: Results) -> None:
 
 def test_a_failure_on_one_rank_leaves_the_old_model_on_all(by_ranks: dict[int, Results]) -> None:
     for ranks, results in by_ranks.items():
-        for stage in STAGES:
-            result = results[f"{stage}:failing"]
-            assert f"rank {ranks - 1}: MemoryError: no room" in result["error"]
-            assert "no rank has changed its model" in result["error"]
-            assert result["losses"] == results[f"{stage}:unsplit"]["losses"], stage
+        result = results["zero2:failing"]
+        assert f"rank {ranks - 1}: MemoryError: no room" in result["error"]
+        assert "no rank has changed its model" in result["error"]
+        assert result["losses"] == results["zero2:unsplit"]["losses"]
 
 
 @pytest.mark.parametrize("mode", (*MODES, "again"))

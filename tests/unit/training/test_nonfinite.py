@@ -56,7 +56,9 @@ def test_an_update_that_may_not_be_left_out_names_utterances() -> None:
     with pytest.raises(FloatingPointError, match=r"the sketches have seen it; set mine\.during: pass"):
         skip.saw("update 3", False, losses_of(*broken), by_loss_scale=False, mined=True)
     # A loss scale that was too high is no fault, a loss that is not finite is one at any scale.
-    stop.saw("update 4", False, losses_of(1.0, 1.0, 1.0, 1.0), by_loss_scale=True, mined=True)
+    stop.saw("update 4", False, losses_of(1.0, 1.0, 1.0, 1.0), by_loss_scale=True, mined=False)
+    with pytest.raises(FloatingPointError, match=r"the loss scale overflowed .* set mine\.during: pass"):
+        stop.saw("update 4", False, losses_of(1.0, 1.0, 1.0, 1.0), by_loss_scale=True, mined=True)
     with pytest.raises(FloatingPointError, match="utterance-0-0"):
         stop.saw("update 5", False, losses_of(*broken), by_loss_scale=True, mined=False)
 
