@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gdps_ds.distributed.comm import Communicator, RankError
 from gdps_ds.distributed.engine import Engine, gathered, is_partitioned
 from gdps_ds.distributed.shards import MASTER, MOMENTS, Flat, Fragment, ShardedState, begin_moments
 from gdps_ds.model.families import hidden_widths
 from gdps_ds.model.routing import Router
-from gdps_ds.model.surgery import Source, block_sources, changed_blocks, install, new_blocks
+from gdps_ds.model.surgery import Source, block_sources, changed_blocks, install, new_block
 from gdps_ds.plan import SharingPlan
 
 Sources = Mapping[str, tuple[str, Source]]
@@ -46,10 +47,8 @@ def replace_blocks(engine: Engine, old: SharingPlan, new: SharingPlan, languages
     engine.comm.agree(new.digest, "the sharing plan")
     router = None if new.is_uniform else Router(new.groups, languages, new.fallback)
     try:
-        blocks = engine.comm.everywhere(
-            lambda: partitioned_blocks(engine.module, old, new, router, seed), "building the new blocks"
-        )
-    except RuntimeError as error:
+        blocks = partitioned_blocks(engine.module, old, new, router, seed, engine.comm)
+    except RankError as error:
         raise ReplacementError(f"{error}; no rank has changed its model") from error
     try:
         return _exchange(engine, blocks, router, old, new)
@@ -77,21 +76,32 @@ def _exchange(
 
 
 def partitioned_blocks(
-    module: nn.Module, old: SharingPlan, new: SharingPlan, router: Router | None, seed: int
+    module: nn.Module, old: SharingPlan, new: SharingPlan, router: Router | None, seed: int, comm: Communicator
 ) -> dict[str, nn.Module]:
-    """:func:`gdps_ds.model.surgery.new_blocks`, also where ZeRO-3 has partitioned the module."""
-    blocks = new_blocks(module, old, new, router, seed, gathered)
-    for name, block in blocks.items():
-        first: Any = next(module.get_submodule(name).parameters())
-        if is_partitioned(first):
-            first.convert_to_zero_parameters(list(block.parameters()))
+    """The blocks that turn a model of plan ``old``, partitioned or not, into one of plan ``new``. Collective.
+
+    Raises:
+        RankError: on every rank if a block could not be built on any. Ranks ask each other before the next collective, which
+            a rank that has failed would not come to.
+    """
+    blocks = {}
+    for name, lanes in changed_blocks(old, new).items():
+        parameters = list(module.get_submodule(name).parameters())
+        with gathered(parameters):
+            blocks[name] = comm.everywhere(
+                lambda name=name, lanes=lanes: new_block(module, name, lanes, new, router, seed),  # type: ignore[misc]
+                f"building the new block {name}",
+            )
+        if is_partitioned(parameters[0]):
+            first: Any = parameters[0]
+            first.convert_to_zero_parameters(list(blocks[name].parameters()))
     return blocks
 
 
-def split_partitioned(module: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int) -> Router:
-    """:func:`gdps_ds.model.surgery.split_model`, also where ZeRO-3 has partitioned the module."""
+def split_partitioned(module: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int, comm: Communicator) -> Router:
+    """:func:`gdps_ds.model.surgery.split_model`, also where ZeRO-3 has partitioned the module. Collective."""
     router = Router(plan.groups, languages, plan.fallback)
-    install(module, partitioned_blocks(module, SharingPlan.uniform(plan.languages), plan, router, seed), router)
+    install(module, partitioned_blocks(module, SharingPlan.uniform(plan.languages), plan, router, seed, comm), router)
     return router
 
 

@@ -8,8 +8,7 @@ function stays the same.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,47 +147,39 @@ def changed_blocks(old: SharingPlan, new: SharingPlan) -> dict[str, tuple[Lanes,
     return {name: pair for name, pair in lanes.items() if pair[0] != pair[1]}
 
 
-Gathered = Callable[[Iterable[nn.Parameter]], contextlib.AbstractContextManager[Any]]
-
-
-def _as_they_are(parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext()
-
-
-def new_blocks(
-    model: nn.Module, old: SharingPlan, new: SharingPlan, router: Router | None, seed: int, gathered: Gathered = _as_they_are
-) -> dict[str, nn.Module]:
-    """The blocks that turn a model of plan ``old`` into one of plan ``new``, by name; the model is not touched.
+def new_block(
+    model: nn.Module, name: str, lanes: tuple[Lanes, Lanes], new: SharingPlan, router: Router | None, seed: int
+) -> nn.Module:
+    """What takes the place of the block ``name``, whose parameters must be whole; the model is not touched.
 
     Args:
+        lanes: before and after, see :func:`changed_blocks`.
         router: of the new plan; None where the new plan is uniform.
         seed: run seed of ``init: random``, of what ``init: svd`` leaves open and of neurons that ``width: added`` adds.
-        gathered: makes the parameters of a block whole while they are read, where they are partitioned.
     """
-    blocks = {}
-    for name, (lanes_before, lanes_after) in changed_blocks(old, new).items():
-        block = model.get_submodule(name)
-        parameters = dict(block.named_parameters())
-        with gathered(parameters.values()), torch.no_grad():
-            sources = block_sources(lanes_before, lanes_after)
-            if new.init == "neurons" or "" in lanes_after:
-                values = {each: source.assemble(parameters.__getitem__) for each, source in sources.items()}
-                values |= _random_inputs(values, sources, seed_of(seed, "lanes", name))
-            else:
-                to_dense = block_sources(lanes_before, lanes_by(SharingPlan.uniform(new.languages), name, _hidden(new, name)))
-                dense = {each: source.assemble(parameters.__getitem__) for each, source in to_dense.items()}
-                values = _fresh_lanes(dense, new, name, seed)
-            blocks[name] = _empty_block(model, block, lanes_after, router, values)
-        for each, parameter in blocks[name].named_parameters():
-            # A lane is trained where the parameter that it comes from was.
-            parameter.requires_grad_(parameters[sources[each].parts[0].name].requires_grad)
-    return blocks
+    before, after = lanes
+    old = model.get_submodule(name)
+    parameters, sources = dict(old.named_parameters()), block_sources(before, after)
+    with torch.no_grad():
+        if new.init == "neurons" or "" in after:
+            values = {each: source.assemble(parameters.__getitem__) for each, source in sources.items()}
+            values |= _random_inputs(values, sources, seed_of(seed, "lanes", name))
+        else:
+            to_dense = block_sources(before, lanes_by(SharingPlan.uniform(new.languages), name, _hidden(new, name)))
+            dense = {each: source.assemble(parameters.__getitem__) for each, source in to_dense.items()}
+            values = _fresh_lanes(dense, new, name, seed)
+        block = _empty_block(model, old, after, router, values)
+    for each, parameter in block.named_parameters():
+        # A lane is trained where the parameter that it comes from was.
+        parameter.requires_grad_(parameters[sources[each].parts[0].name].requires_grad)
+    return block
 
 
 def split_model(model: nn.Module, plan: SharingPlan, languages: Sequence[str], seed: int) -> Router:
     """Split a plain, uniform model by ``plan`` in place; the router that the caller must set before each batch."""
     router = Router(plan.groups, languages, plan.fallback)
-    install(model, new_blocks(model, SharingPlan.uniform(plan.languages), plan, router, seed), router)
+    changed = changed_blocks(SharingPlan.uniform(plan.languages), plan)
+    install(model, {name: new_block(model, name, lanes, plan, router, seed) for name, lanes in changed.items()}, router)
     return router
 
 

@@ -227,7 +227,7 @@ class Run:
         router, plan, languages = None, checkpoint.plan, self.config.data.languages
         if not plan.is_uniform:
             plan.validate(hidden_widths(module), languages)
-            router = split_partitioned(module, plan, languages, self.config.run.seed)
+            router = split_partitioned(module, plan, languages, self.config.run.seed, self.comm)
         with checkpoint.state() as saved:
             load_weights(module, saved)
             engine = Engine(module, self.comm, settings, train, sites, router)

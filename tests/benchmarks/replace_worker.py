@@ -94,7 +94,7 @@ def restart(comm: Communicator, settings: Path, size: str, out: Path) -> dict[st
     checkpoint.verify(comm)
     with checkpoint.state() as saved:
         load_weights(module, saved)
-    router = split_partitioned(module, plan(layers), LANGUAGES, seed=1)
+    router = split_partitioned(module, plan(layers), LANGUAGES, 1, comm)
     Engine(module, comm, load_deepspeed_file(settings), tiny_train(comm.world_size), [site(layers)], router)
     comm.barrier()
     return {"ready": time.time()}

@@ -48,7 +48,7 @@ def save(comm: Communicator, settings: Path, folder: Path) -> None:
 def load(comm: Communicator, settings: Path, folder: Path) -> dict:
     """Load into a model of other initial weights; says what is not as it was, and trains on."""
     module = model()
-    router = split_partitioned(module, tiny_plan(), LANGUAGES, seed=9)
+    router = split_partitioned(module, tiny_plan(), LANGUAGES, 9, comm)
     for parameter in module.parameters():
         parameter.data.fill_(7.0)
     with SavedState(folder) as saved:

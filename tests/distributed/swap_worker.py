@@ -112,7 +112,7 @@ def _resident_bytes() -> int:
 def fail_to_build(engine: Engine) -> dict:
     """One rank cannot build its blocks: all ranks say so, and the old engine goes on."""
     losses, error = train(engine, range(3)), ""
-    broken = patch("gdps_ds.distributed.replacer.new_blocks", side_effect=MemoryError("no room"))
+    broken = patch("gdps_ds.distributed.replacer.new_block", side_effect=MemoryError("no room"))
     with broken if engine.comm.rank == engine.comm.world_size - 1 else contextlib.nullcontext():
         try:
             swap(engine, tiny_plan())

@@ -17,7 +17,7 @@ SCENARIOS = ("again", "ten-swaps", "failing")
 SWAPPED_TEN_TIMES = ("zero2", "zero3")
 RUNS = [f"{stage}:{mode}" for stage in STAGES for mode in (*MODES, "again")]
 RUNS += [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES]
-RUNS += ["zero2:failing", "zero2_offload:warm", "zero2_bf16:warm"]
+RUNS += ["zero2:failing", "zero3:failing", "zero2_offload:warm", "zero2_bf16:warm"]
 
 Results = dict[str, dict]
 
@@ -99,10 +99,11 @@ def test_ten_swaps_leave_no_trace(results: Results) -> None:
 
 def test_a_failure_on_one_rank_leaves_the_old_model_on_all(by_ranks: dict[int, Results]) -> None:
     for ranks, results in by_ranks.items():
-        result = results["zero2:failing"]
-        assert f"rank {ranks - 1}: MemoryError: no room" in result["error"]
-        assert "no rank has changed its model" in result["error"]
-        assert result["losses"] == results["zero2:unsplit"]["losses"]
+        for stage in ("zero2", "zero3"):
+            result = results[f"{stage}:failing"]
+            assert f"rank {ranks - 1}: MemoryError: no room" in result["error"]
+            assert "no rank has changed its model" in result["error"]
+            assert result["losses"] == results[f"{stage}:unsplit"]["losses"], stage
 
 
 @pytest.mark.parametrize("mode", (*MODES, "again"))

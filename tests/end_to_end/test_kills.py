@@ -80,7 +80,7 @@ def test_a_run_killed_in_every_phase_loses_nothing_but_steps(finished: Path, exp
 @pytest.mark.parametrize(
     ("function", "left"),
     [
-        ("partitioned_blocks", "no rank has changed its model"),
+        ("new_block", "no rank has changed its model"),
         ("carry_over", "start the run again to go on from the last checkpoint"),
     ],
 )

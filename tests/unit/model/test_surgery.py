@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gdps_ds.model.routing import Router
-from gdps_ds.model.surgery import LaneContent, block_sources, changed_blocks, install, lanes_by, new_blocks, split_model
+from gdps_ds.model.surgery import LaneContent, block_sources, changed_blocks, install, lanes_by, new_block, split_model
 from gdps_ds.plan import SharingPlan, SitePlan
 from tests.tiny import HIDDEN, LANGUAGES, SITES, tiny_model, tiny_plan, wider_plan
 
@@ -68,7 +68,8 @@ def plans(draw: st.DrawFn) -> SharingPlan:
 
 def change(model: torch.nn.Module, old: SharingPlan, new: SharingPlan) -> None:
     router = None if new.is_uniform else Router(new.groups, LANGUAGES)
-    install(model, new_blocks(model, old, new, router, seed=1), router)
+    changed = changed_blocks(old, new).items()
+    install(model, {name: new_block(model, name, lanes, new, router, seed=1) for name, lanes in changed}, router)
 
 
 @settings(max_examples=20, deadline=None)
@@ -119,7 +120,7 @@ def test_a_wider_block_is_not_merged_into_one_that_has_no_room() -> None:
     model = tiny_model()
     split_model(model, wider_plan(24), LANGUAGES, seed=1)
     with pytest.raises(ValueError, match="has no room for the 24 neurons that width added gave it"):
-        new_blocks(model, wider_plan(24), UNIFORM, None, seed=1)
+        change(model, wider_plan(24), UNIFORM)
 
 
 def test_a_frozen_block_gives_frozen_lanes() -> None:
