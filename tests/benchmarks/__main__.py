@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import data, features, ffn, mining, plan, replace, sampler, train, watchdog
+from tests.benchmarks import checkpoint, data, features, ffn, mining, plan, replace, sampler, train, watchdog
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
+    "checkpoint": checkpoint.measure,
     "data": data.measure,
     "features": features.measure,
     "ffn": ffn.measure,
