@@ -59,7 +59,7 @@ def test_training_goes_on_as_if_never_stopped(results: dict[str, dict]) -> None:
     """At another stage or world size, sums over ranks run in another order; bit-equality of whole runs is tested end to end."""
     for name, result in results.items():
         saved, stage = name.split(":")
-        assert result["losses"] == pytest.approx(result["expected"], abs=1e-6 if saved == stage else 5e-5), name
+        assert result["losses"] == pytest.approx(result["expected"], abs=5e-6 if saved == stage else 5e-5), name
 
 
 def test_a_whole_model_is_read_without_an_engine(results: dict[str, dict], folder: Path) -> None:
