@@ -98,15 +98,8 @@ class Trainer:
                 bar.step(losses.mean)
                 position = micro_batches.advance(position, train.micro_batches)
                 if update % train.log_every == 0 or update == end:
-                    values = losses.reduce(where) | batches.reduce(self.comm)
-                    self.tracker.log(
-                        name,
-                        update,
-                        **values,
-                        lr=rates["trunk"]["lr"],
-                        gradient_norm=engine.gradient_norm,
-                        skipped=nonfinite.count(),
-                    )
+                    values = losses.reduce(where) | batches.reduce(self.comm) | {"skipped": nonfinite.count()}
+                    self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
                 dev = None
                 if update % train.dev_every == 0 or update == phase.updates:
                     dev = self.dev_losses(engine)

@@ -67,7 +67,7 @@ def test_all_faults_are_told_at_once(tree: dict, tmp_path: Path) -> None:
         ("plan.from=nothing.json", "plan.from: no file nothing.json"),
         ("deepspeed=nothing.json", "deepspeed: no file nothing.json"),
         ("train.unify.lr=.nan", "train.unify.lr: input should be a finite number"),
-        ("run.arms=[gpds]", "run.arms.0: input should be 'gdps' or 'uniform'"),
+        ("run.arms=[gpds]", "run.arms.0: input should be 'gdps', 'uniform', 'wide'"),
         ("run.dir.sub=1", "override 'run.dir.sub=1': dir is not a section"),
     ],
 )

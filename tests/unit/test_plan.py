@@ -127,7 +127,7 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     ("changes", "fault"),
     [
         ({"sties": []}, "sties: unknown field"),
-        ({"width": "narrow"}, "width: input should be 'preserve' or 'constant' (found 'narrow')"),
+        ({"width": "narrow"}, "width: input should be 'preserve', 'constant' or 'added' (found 'narrow')"),
         ({"sites": [{"name": SITE, "hidden": 8, "shared": [0, True]}]}, "sites.0.shared.1: input should be a valid integer"),
         ({"sites": [{"name": SITE, "hidden": "8", "shared_width": 2}]}, "sites.0.hidden: input should be a valid integer"),
         ({"sites": [{"name": SITE, "hidden": 8, "shared": [0], "shared_width": 1}]}, "sites.0.shared_width: unknown field"),
