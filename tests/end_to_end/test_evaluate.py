@@ -167,10 +167,10 @@ def test_faults_are_told(
 ) -> None:
     file, manifest, out = translated / "hypotheses" / "tiny-1.jsonl", corpus / "test.jsonl", tmp_path / "out"
     assert "--out is needed" in fault(capsys, file)
-    assert "decode.beams: Input should be greater than or equal to 1 (found 0)" in fault(
+    assert "decode.beams: input should be greater than or equal to 1 (found 0)" in fault(
         capsys, file, "--out", out, "decode.beams=0"
     )
-    assert "decode.beans: Extra inputs" in fault(capsys, file, "--out", out, "decode.beans=3")
+    assert "decode.beans: unknown key; did you mean 'beams'?" in fault(capsys, file, "--out", out, "decode.beans=3")
     nowhere = fault(capsys, tmp_path / "none.jsonl", "--manifest", manifest, "--out", out)
     assert "none.jsonl: no SeamlessM4T checkpoint on disk or on the hub" in nowhere
     assert "needs audio: --manifest" in fault(capsys, tmp_path / "none", "--out", out)
