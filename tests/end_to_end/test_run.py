@@ -138,7 +138,7 @@ def test_a_language_without_data_is_refused_with_its_counts(experiment: Path, co
                 row["audio"] = str(broken / "empty.flac")
         (broken / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree = yaml.safe_load(experiment.read_text())
-    tree["data"]["corpora"][0]["root"] = str(broken)
+    tree["data"]["corpora"][0] |= {"root": str(broken), "audio_roots": [str(corpus)]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
     code, output = launch(TRAIN, "--config", tmp_path / "tiny.yaml", f"run.dir={tmp_path / 'run'}")
     assert code != 0
