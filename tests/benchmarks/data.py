@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from gdps_ds.config import DataConfig
-from gdps_ds.data.demo import build_demo_corpus
 from gdps_ds.data.sampling import MicroBatches
-from tests.launch import launch
+from tests.benchmarks.demo_run import corpus_in, metrics_of_run
 
 UTTERANCES = 100_000
 DEFAULTS = DataConfig.model_fields
@@ -44,22 +42,6 @@ def _padding_waste() -> float:
 def _starvation() -> float:
     """Share of the time that the demo waits for data on 2 ranks, after its first updates."""
     with tempfile.TemporaryDirectory() as folder:
-        corpus = build_demo_corpus(Path(folder) / "corpus", train=150, dev=4, test=4, workers=2)
-        overrides = {
-            "run.dir": f"{folder}/run",
-            "run.arms": "[uniform]",
-            "data.corpora": f"[{{layout: manifest, root: {corpus}}}]",
-            "train.unify.updates": UPDATES,
-            "train.specialise.updates": 0,
-            "train.log_every": LOG_EVERY,
-            "train.dev_every": UPDATES,
-            "train.checkpoint_every": UPDATES,
-            "decode.max_new_tokens": 1,
-        }
-        arguments = [f"{key}={value}" for key, value in overrides.items()]
-        code, output = launch("launchers/train.py", "--config", "ds_configs/experiments/demo.yaml", *arguments)
-        if code:
-            raise RuntimeError(output[-4000:])
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = metrics_of_run(Path(folder) / "run", corpus_in(Path(folder)), updates=UPDATES, log_every=LOG_EVERY)
     shares = [line["data_wait"] for line in lines if "data_wait" in line and line["update"] > LOG_EVERY]
     return statistics.mean(shares)

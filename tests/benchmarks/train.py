@@ -7,7 +7,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from gdps_ds.data.demo import build_demo_corpus
+from tests.benchmarks.demo_run import corpus_in, metrics_of_run
 from tests.launch import launch
 
 RANKS, ROUNDS = 2, 3
@@ -18,7 +18,7 @@ def measure() -> dict[str, float]:
     """Medians over rounds; the trainer's batches hold as many utterances as ours do in the mean, grouped by length."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        corpus = build_demo_corpus(folder / "corpus", train=150, dev=4, test=4, workers=2)
+        corpus = corpus_in(folder)
         rounds = []
         for number in range(ROUNDS):
             run = folder / f"run-{number}"
@@ -31,24 +31,8 @@ def measure() -> dict[str, float]:
 
 def _ours(run: Path, corpus: Path) -> tuple[float, float, float]:
     """(Utterances a second, utterances of a micro-batch, share of padding) after the first log line."""
-    overrides = {
-        "run.dir": run,
-        "run.arms": "[uniform]",
-        "data.corpora": f"[{{layout: manifest, root: {corpus}}}]",
-        "train.unify.updates": UPDATES,
-        "train.specialise.updates": 0,
-        "train.log_every": LOG_EVERY,
-        "train.dev_every": UPDATES,
-        "train.checkpoint_every": UPDATES,
-        "decode.max_new_tokens": 1,
-        "mine.again": "false",
-        "track.progress": "false",
-    }
-    arguments = [f"{key}={value}" for key, value in overrides.items()]
-    code, output = launch("launchers/train.py", "--config", "ds_configs/experiments/demo.yaml", *arguments, ranks=RANKS)
-    if code:
-        raise RuntimeError(output[-4000:])
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    others = {"mine.again": "false", "track.progress": "false"}
+    lines = metrics_of_run(run, corpus, updates=UPDATES, log_every=LOG_EVERY, **others)
     lines = [line for line in lines if line["phase"] == "unified" and "seen" in line]
     utterances = sum(line["seen"]["utterances"] for line in lines[1:])
     batch = utterances / (UPDATES - LOG_EVERY) / RANKS
