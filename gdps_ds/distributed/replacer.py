@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gdps_ds.distributed.comm import Communicator, RankError
 from gdps_ds.distributed.engine import Engine, gathered, is_partitioned
-from gdps_ds.distributed.shards import MASTER, MOMENTS, Flat, Fragment, ShardedState, begin_moments
+from gdps_ds.distributed.shards import Flat, Fragment, ShardedState, begin_moments
 from gdps_ds.model.families import hidden_widths
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import Source, block_sources, changed_blocks, install, new_block
@@ -115,7 +115,7 @@ def carry_over(state: ShardedState, before: ShardedState, old: SharingPlan, new:
     }
     # A regrouped block may have lanes of the old names and shapes with other content.
     unchanged = {flat.layout: flat for flat in before.flats if not any(each.name in sources for each in flat.fragments)}
-    keys = (MASTER, *MOMENTS) if before.has_moments else (MASTER,)  # there are no moments before the first step
+    keys = before.keys
     # Lanes that start afresh, and neurons that are new, keep the weights that the new engine began with.
     travels = new.init == "neurons" or new.is_uniform
     for flat in state.flats:

@@ -43,8 +43,7 @@ def shard_name(rank: int) -> str:
 def save_state(engine: Engine, folder: Path) -> list[Path]:
     """Write the engine's state into ``folder``; gives the files that this rank has written. Collective."""
     comm, state = engine.comm, ShardedState(engine.deepspeed, engine.comm)
-    keys = (MASTER, *MOMENTS) if state.has_moments else (MASTER,)
-    tensors, slices = {}, {}
+    keys, tensors, slices = state.keys, {}, {}
     for fragment in state.fragments:
         start, numel = _share(fragment, state.stage, comm)
         if numel:

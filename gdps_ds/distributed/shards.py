@@ -83,6 +83,11 @@ class ShardedState:
         return all(key in flat.state for flat in self.flats for key in MOMENTS)
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """:data:`MASTER`, and :data:`MOMENTS` once there are some."""
+        return (MASTER, *MOMENTS) if self.has_moments else (MASTER,)
+
+    @property
     def step(self) -> float:
         """Adam's step count; one for all parameters."""
         return float(next(flat.state["step"] for flat in self.flats))

@@ -84,10 +84,8 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
     if config.mine.during == "training":
         gatherer, expected = _mined_in_training(trainer, engine, unified)
     else:
-        gatherer, expected = _mine_in_a_pass(trainer, engine)
-    sketches = gatherer.reduce(comm, neurons=config.mine.neurons == "all")
-    if sketches.utterances.sum() != expected:
-        raise RuntimeError(f"mining counted {sketches.utterances.sum():.0f} utterances, but its batches hold {expected}")
+        gatherer, expected = _mine_in_a_pass(trainer, engine, _exact_sites(trainer, engine))
+    sketches = _reduced(gatherer, expected, comm, neurons=config.mine.neurons == "all")
     if config.mine.neurons == "chosen" and config.plan.init == "neurons":
         chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan))
         sketches = gatherer.with_neurons(sketches, chosen, comm)
@@ -102,6 +100,14 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
     comm.from_main(lambda: _save_whole(sketches, folder / SKETCHES))
 
 
+def _reduced(gatherer: GradientGatherer, expected: int, comm: Communicator, *, neurons: bool) -> Sketches:
+    """The sums over all ranks, which must hold as many utterances as were to be mined. Collective."""
+    sketches = gatherer.reduce(comm, neurons=neurons)
+    if sketches.utterances.sum() != expected:
+        raise RuntimeError(f"mining counted {sketches.utterances.sum():.0f} utterances, but its batches hold {expected}")
+    return sketches
+
+
 def _save_whole(sketches: Sketches, path: Path) -> None:
     with atomic_path(path) as aside:
         sketches.save(aside)
@@ -112,11 +118,10 @@ def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:
 
     Collective.
     """
-    path = Path(trainer.config.run.dir) / f"sketches.{arm}.safetensors"
-    if trainer.config.mine.again and not path.is_file():
-        gatherer, _ = _mine_in_a_pass(trainer, engine)
-        sketches = gatherer.reduce(trainer.comm, neurons=False)
-        trainer.comm.from_main(lambda: sketches.save(path))
+    comm, path = trainer.comm, Path(trainer.config.run.dir) / f"sketches.{arm}.safetensors"
+    if trainer.config.mine.again and not comm.from_main(path.is_file):
+        sketches = _reduced(*_mine_in_a_pass(trainer, engine), comm, neurons=False)
+        comm.from_main(lambda: _save_whole(sketches, path))
 
 
 def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
@@ -124,14 +129,14 @@ def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
     mine, unify = trainer.config.mine, trainer.config.train.unify
     if mine.during != "training":
         return None
-    return MiningWindow(_gatherer(trainer, engine), unify.updates - mine.updates, mine.every)
+    return MiningWindow(_gatherer(trainer, engine, _exact_sites(trainer, engine)), unify.updates - mine.updates, mine.every)
 
 
-def _mine_in_a_pass(trainer: Trainer, engine: Engine) -> tuple[GradientGatherer, int]:
-    """Gradients at the unified model, on batches in an order of their own; and how many utterances those hold."""
+def _mine_in_a_pass(trainer: Trainer, engine: Engine, exact: Sequence[str] = ()) -> tuple[GradientGatherer, int]:
+    """Gradients at the model as it is, on batches in an order of their own; and how many utterances those hold."""
     updates, per_update = trainer.config.mine.updates, trainer.config.train.micro_batches
     micro_batches = trainer.micro_batches("mine")
-    gatherer = _gatherer(trainer, engine)
+    gatherer = _gatherer(trainer, engine, exact)
     with gatherer.attached(), trainer.progress("mine", updates * engine.accumulation) as bar:
         for batch in trainer.loader(trainer.inputs.train, micro_batches, Position(), updates):
             mine_batch(engine, gatherer, batch, trainer.config.train.label_smoothing)
@@ -156,10 +161,9 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
     return window.gatherer, expected
 
 
-def _gatherer(trainer: Trainer, engine: Engine) -> GradientGatherer:
+def _gatherer(trainer: Trainer, engine: Engine, exact: Sequence[str]) -> GradientGatherer:
     config = trainer.config
     sites = [lane for site in find_sites(engine.module, config.mine.sites) for lane in lanes_of(engine.module, site)]
-    exact = _exact_sites(trainer, engine)
     return GradientGatherer(
         engine.module, sites, config.data.languages, config.mine, config.run.seed, trainer.comm.device, exact
     )

@@ -55,9 +55,8 @@ def probe(engine: Engine) -> float:
 
 def snapshot(engine: Engine) -> dict[tuple[str, str], torch.Tensor]:
     state = ShardedState(engine.deepspeed, engine.comm)
-    keys = (MASTER, *MOMENTS) if state.has_moments else (MASTER,)
     names = [fragment.name for fragment in state.fragments]
-    return {(name, key): state.full(name, key).clone() for name in names for key in keys}
+    return {(name, key): state.full(name, key).clone() for name in names for key in state.keys}
 
 
 def swap(engine: Engine, *plans: SharingPlan) -> Engine:
