@@ -1,7 +1,7 @@
 """Turn a downloaded corpus into a checked manifest, or build the demo corpus.
 
     python launchers/prepare.py --corpus mboshi-french --root corpora/mboshi --split train --out data/mdw
-    python launchers/prepare.py --corpus demo --root data/demo
+    python launchers/prepare.py --corpus demo --root data/demo             (demo-conflict plants a conflict in it)
 
 The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>`` and do not
 decode again, and <out>/<split>.report.json, which counts every skipped utterance by language and reason, and
@@ -22,17 +22,18 @@ from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
 from gdps_ds.data.manifest import DataError, atomic_path, atomic_write, digest_of, stream_manifest, write_manifest
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 
-DEMO = "demo"
+DEMOS = {"demo": False, "demo-conflict": True}
+"""Corpora that are made on the spot, and whether two of their languages mean other things by the same words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 2 where the data or the options are at fault."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.corpus != DEMO and (options.split is None or options.out is None):
+    if options.corpus not in DEMOS and (options.split is None or options.out is None):
         parser.error(f"--corpus {options.corpus} needs --split and --out")
     try:
-        if options.corpus == DEMO:
+        if options.corpus in DEMOS:
             _build_demo(options)
         else:
             _prepare_split(options)
@@ -71,14 +72,15 @@ def _prepare_split(options: argparse.Namespace) -> None:
 def _build_demo(options: argparse.Namespace) -> None:
     from gdps_ds.data.demo import build_demo_corpus  # needs the speech synthesiser, which nothing else does
 
-    build_demo_corpus(options.root, workers=max(options.workers, 1), progress=sys.stderr.isatty())
+    conflict, workers = DEMOS[options.corpus], max(options.workers, 1)
+    build_demo_corpus(options.root, conflict=conflict, workers=workers, progress=sys.stderr.isatty())
     print(f"the demo corpus is in {options.root}; use it with layout: manifest, root: {options.root}")
 
 
 def _parser() -> argparse.ArgumentParser:
     defaults = DataConfig.model_fields
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    layouts = ", ".join([DEMO, *LAYOUTS, *(f"{name}:SOURCE-TARGET" for name in PAIR_LAYOUTS)])
+    layouts = ", ".join([*DEMOS, *LAYOUTS, *(f"{name}:SOURCE-TARGET" for name in PAIR_LAYOUTS)])
     parser.add_argument("--corpus", required=True, metavar="LAYOUT", help=f"layout of the corpus: {layouts}")
     parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
     parser.add_argument("--split", help="split to prepare, such as train")

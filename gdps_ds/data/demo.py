@@ -10,6 +10,8 @@ reordered, and Estonian and Irish tell the time on the 24-hour clock, Arabic and
   (a related Bantu language with a similar spelling) reads the Bemba text and says the numbers in Swahili. Its Arabic
   voice is Modern Standard Arabic; what is Tunisian are CLDR's names of the months.
 - *Splits* share no text, in any language: a date or time belongs to one split. Each split has speakers of its own.
+- *A planted conflict* (``conflict=True``) makes sharing hurt: Bemba's speakers say what Estonia's say, in the same voices,
+  but another day, another month and the other half of the day are meant. No model can tell from the sound which.
 
 This is for demonstrations and tests. Nothing about natural speech follows from scores on it.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import ctypes
 import json
 import multiprocessing
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +45,8 @@ from gdps_ds.data.manifest import DataError, Utterance, write_manifest
 
 LANGUAGES = {"aeb": ("ar_TN", "ar"), "bem": ("bem", "sw"), "est": ("et", "et"), "gle": ("ga", "ga")}
 """Source language -> CLDR locale of its text, eSpeak NG voice that reads it."""
+CONFLICT = {"bem": "est"}
+"""Where a conflict is planted: language -> the one whose words it says and means otherwise."""
 
 SPEAKERS = {
     "train": ("m1", "m2", "m3", "m4", "m6", "f1", "f2", "f3"),
@@ -70,6 +75,7 @@ class Settings:
     train: int
     dev: int
     test: int
+    conflict: bool = False
     format: int = FORMAT
 
 
@@ -92,6 +98,7 @@ def build_demo_corpus(
     train: int = 1500,
     dev: int = 50,
     test: int = 100,
+    conflict: bool = False,
     workers: int = 2,
     progress: bool = False,
 ) -> Path:
@@ -102,12 +109,13 @@ def build_demo_corpus(
 
     Args:
         train, dev, test: utterances a language. More than there are different texts repeats texts with other voices.
+        conflict: plant one between the languages of :data:`CONFLICT`.
         workers: processes that synthesise; eSpeak NG is not thread-safe.
 
     Raises:
         DataError: ``root`` holds something else, a size is not positive, or eSpeak NG fails.
     """
-    settings = Settings(seed, train, dev, test)
+    settings = Settings(seed, train, dev, test, conflict)
     if min(train, dev, test) < 1:
         raise DataError(f"the demo corpus needs at least one utterance a split, found {train=}, {dev=}, {test=}")
     if _is_complete(root, settings):
@@ -128,18 +136,20 @@ def _is_complete(root: Path, settings: Settings) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = Settings(**json.loads((root / "corpus.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise DataError(f"{root}: exists and is no demo corpus; choose another folder or remove it") from None
-    if found != asdict(settings):
-        raise DataError(f"{root}: holds the demo corpus {found}, not {asdict(settings)}; choose another folder or remove it")
+    if found != settings:
+        raise DataError(f"{root}: holds the demo corpus {found}, not {settings}; choose another folder or remove it")
     return True
 
 
 def _build(root: Path, settings: Settings, workers: int, progress: bool) -> None:
     readings = {
         split: [
-            reading for language in LANGUAGES for reading in _readings(language, split, getattr(settings, split), settings.seed)
+            reading
+            for language in LANGUAGES
+            for reading in _readings(language, split, getattr(settings, split), settings.seed, settings.conflict)
         ]
         for split in SPEAKERS
     }
@@ -214,9 +224,26 @@ def _clock(moment: time, locale: Locale) -> str:
     return format_time(moment, pattern, locale=locale)
 
 
-def _readings(language: str, split: str, size: int, seed: int) -> list[_Reading]:
+def meant_otherwise(text: str) -> str:
+    """English with every day of the week three days later, months half a year later and the other half of the day."""
+    return re.sub(r"[A-Za-z]+", lambda word: _other_words()[word[0]], text)
+
+
+@cache
+def _other_words() -> dict[str, str]:
+    locale = Locale.parse("en")
+    cycles = [
+        (list(locale.days["format"]["wide"].values()), 3),
+        (list(locale.months["format"]["wide"].values()), 6),
+        (["AM", "PM"], 1),
+    ]
+    return {word: words[(place + step) % len(words)] for words, step in cycles for place, word in enumerate(words)}
+
+
+def _readings(language: str, split: str, size: int, seed: int, conflict: bool) -> list[_Reading]:
     """``size`` utterances of a split: texts drawn without repetition until there are no more, random voices."""
-    locale, voice = LANGUAGES[language]
+    otherwise = conflict and language in CONFLICT
+    locale, voice = LANGUAGES[CONFLICT[language] if otherwise else language]
     sources, targets = phrases(locale), phrases("en")
     keys = seed, list(LANGUAGES).index(language), list(SPEAKERS).index(split)
     generator = np.random.default_rng(keys)
@@ -226,7 +253,14 @@ def _readings(language: str, split: str, size: int, seed: int) -> list[_Reading]
     for number, item in enumerate(np.concatenate(rounds)[:size]):
         name = f"{language}-{split}-{number:05d}"
         reading = _Reading(
-            Utterance(name, f"audio/{split}/{name}.flac", language, "eng", targets[item], sources[item]),
+            Utterance(
+                name,
+                f"audio/{split}/{name}.flac",
+                language,
+                "eng",
+                meant_otherwise(targets[item]) if otherwise else targets[item],
+                sources[item],
+            ),
             voice=f"{voice}+{generator.choice(SPEAKERS[split])}",
             rate=int(generator.integers(*RATE, endpoint=True)),
             pitch=int(generator.integers(*PITCH, endpoint=True)),
