@@ -44,10 +44,10 @@ class RunConfig(Section):
         description="continuations of the unified model that are trained and compared, see gdps_ds.analysis.arms",
     )
     keep_checkpoints: Count = Field(2, description="newest checkpoints of a phase that are kept, beside the best one")
-    evaluate: Literal["last", "best"] = Field(
+    use: Literal["last", "best"] = Field(
         "last",
-        description="checkpoint of an arm that is scored: the last, or the one with the lowest dev loss (of those that fall "
-        "on an evaluation, see train.dev_every and train.checkpoint_every)",
+        description="checkpoint of a finished phase that is used: arms start from the unified phase's, and an arm's is scored; "
+        "with best, train.select says which that is, and it is kept whenever an evaluation finds a better one",
     )
 
 
@@ -57,7 +57,7 @@ class CorpusConfig(Section):
     layout: str = Field(description="name of the layout, see gdps_ds.data.corpora.LAYOUTS")
     root: str = Field(description="folder of the corpus; relative paths start at the working directory")
     train: str = Field("train", description="split used for training and mining")
-    dev: str = Field("dev", description="split used for the loss during training")
+    dev: str = Field("dev", description="split that is evaluated during training")
     test: str = Field("test", description="split that is translated, and scored where it has references")
     audio_roots: tuple[str, ...] = Field(
         (), description="layout manifest: folders beside root that hold audio; a manifest that names files elsewhere is refused"
@@ -138,6 +138,15 @@ class PhaseConfig(Section):
     lr: Positive = Field(description="peak learning rate")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up, then inverse square root decay")
     weight_decay: NonNegative = 0.0
+    patience: Count | None = Field(None, description="evaluations without a better one (train.select) that end the phase")
+
+
+class SelectConfig(Section):
+    """Which evaluation of the dev set is the best one, for ``run.use: best`` and ``patience``."""
+
+    by: Literal["loss", "bleu"] = Field("loss", description="lowest dev loss, or highest dev BLEU (decode.normaliser)")
+    language: Language | None = Field(None, description="whose; null takes the mean over languages")
+    beams: Count = Field(1, description="beams of the translations that dev BLEU is computed from")
 
 
 class LaterPlan(Section):
@@ -157,6 +166,8 @@ class SpecialiseConfig(PhaseConfig):
     @model_validator(mode="after")
     def _check(self) -> SpecialiseConfig:
         at = [plan.update for plan in self.later_plans]
+        if self.later_plans and self.patience is not None:
+            raise ValueError("patience may end the phase before its later_plans are applied; use one of the two")
         if at != sorted(set(at)) or (at and at[-1] >= self.updates):
             raise ValueError(f"later_plans must have ascending updates below {self.updates}, found {at}")
         return self
@@ -173,7 +184,8 @@ class TrainConfig(Section):
     clip_norm: NonNegative = Field(1.0, description="global gradient norm; 0 turns clipping off")
     label_smoothing: Fraction = 0.1
     log_every: Count = Field(10, description="updates between lines of metrics.jsonl")
-    dev_every: Count = Field(200, description="updates between dev losses")
+    dev_every: Count = Field(200, description="updates between evaluations of the dev set")
+    select: SelectConfig = Field(default_factory=SelectConfig)
     checkpoint_every: Count = Field(200, description="updates between checkpoints")
 
 
@@ -318,6 +330,11 @@ class Config(Section):
                 f"mine.updates ({self.mine.updates}) during training cannot exceed train.unify.updates "
                 f"({self.train.unify.updates})"
             )
+        if self.mine.during == "training" and self.train.unify.patience is not None:
+            raise ValueError("train.unify.patience may end the phase before its gradients are mined; set mine.during: pass")
+        chosen = self.train.select.language
+        if chosen is not None and chosen not in self.data.languages:
+            raise ValueError(f"train.select.language: '{chosen}' is none of data.languages ({', '.join(self.data.languages)})")
         elsewhere = [arm for arm in self.run.arms if arm in ("other-ffn", "other-layer")]
         if elsewhere and self.mine.neurons != "all":
             raise ValueError(f"run.arms: {' and '.join(elsewhere)} split sites that ours does not, so set mine.neurons: all")

@@ -62,14 +62,15 @@ def losses(training: Curves, dev: Curves, arms: Sequence[str], unified: int, spl
 
 
 def dev_by_language(dev: Curves, arms: Sequence[str], unified: int, splits: Sequence[int]) -> Figure:
-    """Dev losses from the second half of the unified phase on, a panel a language, a colour an arm.
+    """Dev losses (or BLEU) from the second half of the unified phase on, a panel a language, a colour an arm.
 
-    Of many languages those are shown whose arms end farthest apart, and all languages together.
+    Of many languages those are shown whose arms end farthest apart, and all languages together where ``dev`` has them.
     """
-    languages = [name for name in _languages(dev) if name != "all"]
+    found = _languages(dev)
+    languages = [name for name in found if name != "all"]
     if len(languages) > PANELS:
         languages = sorted(sorted(languages, key=lambda name: -_spread(dev, name, arms))[: PANELS - 1])
-    shown = [*languages, *(["all"] if len(languages) > 1 else [])]
+    shown = [*languages, *(["all"] if len(languages) > 1 and "all" in found else [])]
     rows = (len(shown) + 1) // 2
     figure = Figure(figsize=(WIDTH, 0.7 + 1.55 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()

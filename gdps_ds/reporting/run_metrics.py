@@ -61,8 +61,8 @@ def read_metrics(path: Path) -> list[Line]:
     return lines
 
 
-def curves(lines: Iterable[Line], kind: Literal["loss", "dev"]) -> Curves:
-    """Training (``loss``) or dev losses; an update that was made twice counts as it was the last time."""
+def curves(lines: Iterable[Line], kind: Literal["loss", "dev", "dev_bleu"]) -> Curves:
+    """Training (``loss``) or dev losses, or dev BLEU; an update that was made twice counts as it was the last time."""
     found: Curves = {}
     for line in lines:
         for language, value in line.get(kind, {}).items():

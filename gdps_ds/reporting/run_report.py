@@ -155,6 +155,9 @@ def losses(run: RunDir) -> list[Section]:
     if any(arm in dev for arm in run.arms):
         after = run_figures.dev_by_language(dev, run.arms, run.unified, splits)
         pictures.append(Picture("dev-losses", after, "Dev losses around the split, each panel with a scale of its own."))
+    if bleu := curves(run.lines, "dev_bleu"):
+        course = run_figures.dev_by_language(bleu, run.arms, run.unified, splits)
+        pictures.append(Picture("dev-bleu", course, "BLEU on the dev set around the split."))
     jumps = [
         f"The split after update {run.unified + line['update']} moved the loss of one dev batch from {line['before']:.4f} to "
         f"{line['after']:.4f} ({line['after'] - line['before']:+.1e})."
@@ -260,7 +263,7 @@ def timing(run: RunDir) -> list[Section]:
         for each in found
     ]
     rows.append(("all", run_figures.in_words(sum(each.seconds for each in found)), "", "", "", "", ""))
-    head = ("phase", "time", "of it dev losses", "updates", "utterances a second (median)", "waiting for data", "padding")
+    head = ("phase", "time", "of it the dev set", "updates", "utterances a second (median)", "waiting for data", "padding")
     return [Section("Timing", pictures=tuple(pictures)), Section("", tables=(Table(head, tuple(rows)),))]
 
 

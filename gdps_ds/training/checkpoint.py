@@ -2,7 +2,7 @@
 
 checkpoints/<phase>/update-000200/    checkpoint.json, plan.json, the engine's state, every rank's mining sums
 checkpoints/<phase>/latest            name of the newest
-checkpoints/<phase>/best              name of the one with the lowest dev loss
+checkpoints/<phase>/best              name of the one that the dev set liked best (train.select)
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.saved_state import SavedState, save_state
 from gdps_ds.plan import SharingPlan
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, PLAN, LATEST, BEST = "checkpoint.json", "plan.json", "latest", "best"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is not what was written; the message names the files and what differs."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a phase so far: its update, and its dev loss in nats a token or its dev BLEU."""
+
+    update: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,16 @@ class Progress:
     Attributes:
         update: updates done in the phase.
         position: the next micro-batch of the data.
-        dev: mean dev loss per token in nats, where this update was followed by an evaluation.
+        best: the best evaluation so far, if there was one.
     """
 
     update: int
     position: Position
-    dev: float | None = None
+    best: Best | None = None
+
+    @property
+    def is_best(self) -> bool:
+        return self.best is not None and self.best.update == self.update
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,8 @@ class Checkpoint:
             raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST}: {error}") from None
         if tree.get("format") != FORMAT:
             raise CheckpointError(f"{folder}: checkpoint format {tree.get('format')}, this version reads {FORMAT}")
-        progress = Progress(**tree["progress"] | {"position": Position(**tree["progress"]["position"])})
+        progress, best = tree["progress"], tree["progress"]["best"]
+        progress = Progress(progress["update"], Position(**progress["position"]), Best(**best) if best else None)
         return cls(folder, progress, SharingPlan.load(folder / PLAN), tree["files"])
 
     def state(self) -> SavedState:
@@ -118,7 +131,7 @@ class PhaseCheckpoints:
         return self._pointed_to_by(LATEST)
 
     def best(self) -> Checkpoint | None:
-        """The one with the lowest dev loss, among those that were written right after an evaluation."""
+        """The one of the best evaluation, among those that were written right after one."""
         return self._pointed_to_by(BEST)
 
     def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
@@ -169,11 +182,10 @@ class PhaseCheckpoints:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (partial / PLAN, partial / MANIFEST, partial):
             _sync(path)
-        best = self.best()
         shutil.rmtree(self._folder / tag, ignore_errors=True)
         partial.rename(self._folder / tag)
         self._point(LATEST, tag)
-        if progress.dev is not None and (best is None or best.progress.dev is None or progress.dev < best.progress.dev):
+        if progress.is_best:
             self._point(BEST, tag)
         self._prune()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
 from gdps_ds.training.planning import decide, given_plan, mine_again, mining_window, plan_path
+from gdps_ds.training.selection import is_over
 from gdps_ds.training.trainer import Trainer
 
 UNIFIED = "unified"
@@ -62,10 +64,10 @@ class Run:
         """Do what is not done yet; gives the summary. Collective."""
         engine: Engine | None = None
         if not self._is_unified():
-            engine = self._unify()
+            engine = self._used(UNIFIED, self._unify())
         for arm in self.config.run.arms:
             if not self._scores_path(arm).is_file():
-                engine = self._chosen(arm, self._specialise(arm, engine))
+                engine = self._used(arm, self._specialise(arm, engine))
                 mine_again(self.trainer, engine, arm)
                 self._evaluate(arm, engine)
                 _closed(engine)
@@ -95,9 +97,9 @@ class Run:
             _closed(unified)
             engine, plan, progress = self._open(saved), saved.plan, self._going_on(arm, saved, phase)
         else:
-            base = self.trainer.checkpoints(UNIFIED).latest()
+            base = self._checkpoint(UNIFIED)
             assert base is not None, "the unified phase has ended with a checkpoint"
-            engine, progress = unified or self._open(base), replace(base.progress, update=0, dev=None)
+            engine, progress = unified or self._open(base), replace(base.progress, update=0, best=None)
             plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))[arm]
             engine = self._replace(arm, engine, self.uniform, plan, 0)
         # A checkpoint at the update of a later plan was written before that plan was applied.
@@ -107,7 +109,7 @@ class Run:
                     progress = self.trainer.train(engine, arm, phase, progress, later.update, plan)
                 old, plan = plan, given_plan(self.comm, later.from_file)
                 engine = self._replace(arm, engine, old, plan, later.update)
-        if progress.update < phase.updates or self.trainer.checkpoints(arm).latest() is None:
+        if not is_over(progress, phase, self.config.train) or self.trainer.checkpoints(arm).latest() is None:
             pcgrad = self._pcgrad(engine) if arm == PCGRAD else None
             with pcgrad.attached() if pcgrad else contextlib.nullcontext():
                 self.trainer.train(engine, arm, phase, progress, phase.updates, plan, pcgrad=pcgrad)
@@ -138,14 +140,21 @@ class Run:
             )
         return engine
 
-    def _chosen(self, arm: str, engine: Engine) -> Engine:
-        """The model of a trained arm that ``run.evaluate`` asks for."""
-        best = self.trainer.checkpoints(arm).best()
-        if self.config.run.evaluate == "last" or best is None or best.progress.update == self.config.train.specialise.updates:
+    def _used(self, name: str, engine: Engine) -> Engine:
+        """The model of a finished phase that ``run.use`` asks for; ``engine`` holds its last."""
+        used, last = self._checkpoint(name), self.trainer.checkpoints(name).latest()
+        if used is None or last is None or used.folder == last.folder:
             return engine
         engine.close()
-        self._say(f"{arm}: update {best.progress.update} has the lowest dev loss, {best.progress.dev:.4f}")
-        return self._open(best)
+        select = self.config.train.select
+        value = used.progress.best.value if used.progress.best else math.nan
+        self._say(f"{name}: update {used.progress.update} is used, its dev {select.by} is the best: {value:.4f}")
+        return self._open(used)
+
+    def _checkpoint(self, name: str) -> Checkpoint | None:
+        checkpoints = self.trainer.checkpoints(name)
+        best = checkpoints.best() if self.config.run.use == "best" else None
+        return best or checkpoints.latest()
 
     def _evaluate(self, arm: str, engine: Engine) -> None:
         trainer, settings = self.trainer, self.config.decode
@@ -250,7 +259,7 @@ class Run:
 
     def _is_unified(self) -> bool:
         saved = self.trainer.checkpoints(UNIFIED).latest()
-        return saved is not None and saved.progress.update >= self.config.train.unify.updates
+        return saved is not None and is_over(saved.progress, self.config.train.unify, self.config.train)
 
     def _scores_path(self, arm: str) -> Path:
         return self.dir / "scores" / f"{arm}.json"

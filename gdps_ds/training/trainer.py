@@ -15,15 +15,14 @@ from gdps_ds.analysis.sketch import seed_of
 from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
 from gdps_ds.data.augmentation import NONE, Augmentation, AugmentedSpeech
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
-from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler, length_batches
+from gdps_ds.data.sampling import MicroBatches, Position, UpdateSampler
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.watchdog import Watchdog
-from gdps_ds.evaluation.decoding import rank_share
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.progress import Progress as ProgressBar
 from gdps_ds.reporting.tracking import Tracker
-from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
+from gdps_ds.training.checkpoint import Best, PhaseCheckpoints, Progress
 from gdps_ds.training.inputs import Inputs
 from gdps_ds.training.interrupt import Interrupted, StopSignal, leave_signals_to_the_rank
 from gdps_ds.training.language_losses import LanguageLosses, NonFiniteUpdates
@@ -32,6 +31,7 @@ from gdps_ds.training.metered import MeteredBatches
 from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.pcgrad import PCGrad
 from gdps_ds.training.schedule import hyperparameters
+from gdps_ds.training.selection import DevSet, better_of, is_over
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Trainer:
         mining: MiningWindow | None = None,
         pcgrad: PCGrad | None = None,
     ) -> Progress:
-        """Train from ``start`` to update ``end`` of ``phase``; saves on the way, at the end, and when a signal asks to stop.
+        """Train from ``start`` to update ``end`` of ``phase``, or while its patience lasts; saves on the way and at the end.
 
         Args:
             plan: what the engine's model is split by.
 
         Raises:
-            Interrupted: on every rank, after a checkpoint.
-            FloatingPointError: the loss is not finite, or a gradient is not and ``guard`` does not let it pass.
+            Interrupted: a signal came to some rank; on every rank, after a checkpoint.
+            FloatingPointError: a loss is not finite, or a gradient is not and ``guard`` does not let it pass.
         """
-        train, checkpoints, position = self.config.train, self.checkpoints(name), start.position
+        train, checkpoints, position, best = self.config.train, self.checkpoints(name), start.position, start.best
         gatherer = mining.gatherer if mining else None
         micro_batches = self.micro_batches("train")
         batches = MeteredBatches(self.loader(self.inputs.train, micro_batches, position, end - start.update, self.augmentation))
@@ -100,34 +100,27 @@ class Trainer:
                 if update % train.log_every == 0 or update == end:
                     values = losses.reduce(where) | batches.reduce(self.comm) | {"skipped": nonfinite.count()}
                     self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
-                dev = None
                 if update % train.dev_every == 0 or update == phase.updates:
-                    dev = self.dev_losses(engine)
-                    self.tracker.log(name, update, dev=dev)
-                progress = Progress(update, position, None if dev is None else dev["all"])
-                if update % train.checkpoint_every == 0 or update == end or stop:
+                    best = self._evaluated(engine, name, update, best)
+                progress = Progress(update, position, best)
+                over = update == end or is_over(progress, phase, train)
+                wanted = progress.is_best and self.config.run.use == "best"
+                if over or stop or wanted or update % train.checkpoint_every == 0:
                     checkpoints.save(engine, progress, plan, gatherer)
-                if stop and update < end:
+                if over:
+                    break
+                if stop:
                     raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
         if start.update == end:  # a phase without updates still leaves a checkpoint to start from
             progress = start
             checkpoints.save(engine, progress, plan, gatherer)
         return progress
 
-    def dev_losses(self, engine: Engine) -> dict[str, float]:
-        """Loss per target token of the dev set without label smoothing, by language and over all."""
-        losses = LanguageLosses(self.config.data.languages, self.comm)
-        data = self.config.data
-        dataset = self.inputs.dev
-        batches = length_batches(dataset.lengths, max_frames=data.max_frames, max_utterances=data.max_utterances)
-        with engine.evaluating():
-            for indices, real in rank_share(batches, self.comm.rank, self.comm.world_size):
-                self.watchdog.beat("the dev loss")
-                batch = self.collate([dataset[index] for index in indices])
-                values = utterance_losses(engine.forward(batch), batch, 0.0)
-                if real:
-                    losses.add(batch, values)
-        return losses.reduce("the dev loss")["loss"]
+    def _evaluated(self, engine: Engine, name: str, update: int, best: Best | None) -> Best:
+        """Evaluate the dev set; the best evaluation of the phase by now."""
+        found = DevSet(self.config, self.comm, self.inputs, self.watchdog).evaluate(engine)
+        self.tracker.log(name, update, **found)
+        return better_of(best, update, found, self.config.train.select)
 
     def checkpoints(self, name: str) -> PhaseCheckpoints:
         return PhaseCheckpoints(Path(self.config.run.dir) / "checkpoints" / name, self.config.run.keep_checkpoints)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.launch import launch, start
 pytestmark = pytest.mark.launcher
 
 SITE = "speech_encoder.encoder.layers.1.ffn2"
+STEP = "gdps_ds.distributed.engine:Engine.step"
 
 
 def stop_in(phase: str, experiment: Path, folder: Path, *overrides: str, ranks: int) -> None:
@@ -112,14 +114,43 @@ def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> 
 
 def test_the_best_checkpoint_is_kept_and_evaluated(experiment: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the first evaluation has the lowest dev loss."""
-    overrides = ("run.arms=[uniform]", "run.evaluate=best", "run.keep_checkpoints=1", "train.specialise.lr=0.5")
-    output = run(experiment, tmp_path / "run", *overrides, "train.dev_every=1", "train.checkpoint_every=1")
-    dev = {line["update"]: line["dev"]["all"] for line in metrics(tmp_path / "run", "uniform") if "dev" in line}
+    overrides = ("run.arms=[uniform]", "run.use=best", "run.keep_checkpoints=1", "train.specialise.lr=0.5")
+    output = run(experiment, tmp_path / "run", *overrides, "train.dev_every=1", "train.checkpoint_every=100")
+    dev = dev_values(tmp_path / "run", "uniform", "dev")
     best = min(dev, key=lambda update: dev[update])
     assert best < 4
-    assert f"uniform: update {best} has the lowest dev loss, {dev[best]:.4f}" in output
+    assert f"uniform: update {best} is used, its dev loss is the best: {dev[best]:.4f}" in output
     folder = tmp_path / "run" / "checkpoints" / "uniform"
     assert sorted(path.name for path in folder.glob("update-*")) == [f"update-{best:06d}", "update-000004"]
+
+
+def dev_values(folder: Path, phase: str, kind: str) -> dict[int, float]:
+    """Update -> mean over languages of a dev loss or BLEU."""
+    found = {line["update"]: line[kind] for line in metrics(folder, phase) if kind in line}
+    return {update: mean(value for name, value in values.items() if name != "all") for update, values in found.items()}
+
+
+def test_training_stops_early_by_dev_bleu_and_arms_start_from_the_best(experiment: Path, tmp_path: Path) -> None:
+    """A rate at which nothing is learnt: BLEU stays where it is at first, so that patience ends all phases.
+
+    A run that is killed while it waits for a better evaluation still stops at the same update, and the same is used.
+    """
+    overrides = ["train.select={by: bleu, language: est}", "run.use=best", "train.dev_every=1", "train.checkpoint_every=3"]
+    overrides += [f"train.{phase}.{key}" for phase in ("unify", "specialise") for key in ("lr=1e-12", "patience=2")]
+    output = run(experiment, tmp_path / "whole", *overrides, "train.specialise.private_lr=1e-12")
+    for phase in ("unified", "gdps", "uniform"):
+        assert list(dev_values(tmp_path / "whole", phase, "dev_bleu")) == [1, 2, 3]
+        assert f"{phase}: update 1 is used, its dev bleu is the best" in output
+        newest = tmp_path / "whole" / "checkpoints" / phase / "update-000003"
+        assert json.loads((newest / "checkpoint.json").read_text())["progress"]["best"]["update"] == 1
+    arguments = ("--config", experiment, f"run.dir={tmp_path / 'killed'}", *overrides, "train.specialise.private_lr=1e-12")
+    # 2 micro-batches an update and rank: the second update of arm gdps, after 3 of the unified phase.
+    code, _ = launch("tests/end_to_end/killed_train.py", "--die", f"{STEP}:{2 * 4 + 1}:0", *arguments)
+    assert code != 0
+    code, output = launch(TRAIN, *arguments)
+    assert code == 0 and "gdps: going on after update 1 of 4" in output, output[-3000:]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert (tmp_path / "killed" / "summary.json").read_text() == (tmp_path / "whole" / "summary.json").read_text()
 
 
 def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

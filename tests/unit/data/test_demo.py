@@ -21,8 +21,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_demo_corpus(tmp_path_factory.mktemp("demo") / "corpus", seed=3, **SIZES)
 
 
-def readings_of(split: str, size: int, seed: int = 1) -> dict[str, list[demo._Reading]]:
-    return {language: demo._readings(language, split, size, seed) for language in LANGUAGES}
+def readings_of(split: str, size: int, seed: int = 1, *, conflict: bool = False) -> dict[str, list[demo._Reading]]:
+    return {language: demo._readings(language, split, size, seed, conflict) for language in LANGUAGES}
 
 
 def reading_of(text: str, voice: str = "et+m1", rate: int = 220) -> demo._Reading:
@@ -85,7 +85,7 @@ def test_texts_repeat_only_when_there_are_no_more_and_in_other_order_per_languag
     readings = readings_of("train", 2588)
     assert all(len(texts_of(of_language)) == 2588 for of_language in readings.values())
     assert texts_of(readings["aeb"][:50]) != texts_of(readings["bem"][:50])
-    assert len(texts_of(demo._readings("aeb", "train", 2600, 1))) == 2588
+    assert len(texts_of(demo._readings("aeb", "train", 2600, 1, False))) == 2588
 
 
 def test_each_split_has_its_own_speakers() -> None:
@@ -97,6 +97,30 @@ def test_each_split_has_its_own_speakers() -> None:
 def test_the_seed_decides_texts_and_voices() -> None:
     assert readings_of("dev", 4, seed=1) == readings_of("dev", 4, seed=1)
     assert readings_of("dev", 4, seed=1) != readings_of("dev", 4, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("Friday, March 7", "Monday, September 7"),
+        ("Sunday, December 31", "Wednesday, June 31"),
+        ("Monday, 12:15 AM", "Thursday, 12:15 PM"),
+    ],
+)
+def test_a_planted_conflict_means_another_day_month_and_half_of_the_day(text: str, meant: str) -> None:
+    assert demo.meant_otherwise(text) == meant
+
+
+def test_a_planted_conflict_is_between_two_languages_of_one_sound() -> None:
+    plain, planted = readings_of("train", 2588), readings_of("train", 2588, conflict=True)
+    assert [name for name in LANGUAGES if planted[name] != plain[name]] == ["bem"]
+    meanings = {reading.utterance.source_text: reading.utterance.target_text for reading in plain["est"]}
+    for reading in planted["bem"]:
+        assert reading.utterance.target_text == demo.meant_otherwise(str(meanings[reading.utterance.source_text]))
+        assert reading.voice.startswith("et+")
+    # Every sentence means something else, and everything that is said in one language is said in the other.
+    assert not any(reading.utterance.target_text == meanings[reading.utterance.source_text] for reading in planted["bem"])
+    assert texts_of(planted["bem"], "source_text") == texts_of(plain["est"], "source_text")
 
 
 # Speech.
@@ -200,7 +224,7 @@ def test_a_corpus_with_the_same_settings_is_kept(corpus: Path, monkeypatch: pyte
 
 def test_a_corpus_with_other_settings_is_not_touched(corpus: Path) -> None:
     before = content(corpus)
-    with pytest.raises(DataError, match=r"holds the demo corpus .*'seed': 3.*choose another folder or remove it"):
+    with pytest.raises(DataError, match=r"holds the demo corpus .*seed=3.*choose another folder or remove it"):
         build_demo_corpus(corpus, seed=4, **SIZES)
     assert content(corpus) == before
 
