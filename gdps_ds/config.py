@@ -304,8 +304,9 @@ class TrackConfig(Section):
     )
     tags: tuple[str, ...] = Field((), description="tags of all of them; each also has its arm as a tag")
     artifacts: tuple[Literal["plan", "checkpoints"], ...] = Field(
-        (), description="uploaded at the end of a run: plan.json; the checkpoints that are kept of each phase"
+        (), description="uploaded with the report: plan.json; the checkpoints that are kept of each phase"
     )
+    report: bool = Field(True, description="report.html at the end of a run; false leaves it to launchers/report.py")
     progress: bool = Field(True, description="progress bars on rank 0")
 
 

@@ -74,7 +74,8 @@ class Run:
                 engine = None
         _closed(engine)
         summary = self.comm.from_main(self._summarise)
-        self._say(self.comm.from_main(self._report))
+        if self.config.track.report:
+            self._say(self.comm.from_main(self._report))
         return summary
 
     # Phases -----------------------------------------------------------------------------------------------------------

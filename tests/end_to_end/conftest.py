@@ -44,7 +44,8 @@ def experiment(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sites": ["speech_encoder.encoder.layers.1.ffn2"],
             "shared": 0.5,
         },
-        "decode": {"beams": 2, "max_new_tokens": 8},
+        "decode": {"beams": 2, "max_new_tokens": 8, "resamples": 100, "trials": 100},
+        "track": {"report": False},
     }
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -55,6 +56,6 @@ def experiment(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run: 2 ranks, ZeRO-2, logged to W&B offline."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    output = run(experiment, folder, "track.wandb=true")
+    output = run(experiment, folder, "track.wandb=true", "track.report=true")
     (folder / "output.txt").write_text(output)
     return folder

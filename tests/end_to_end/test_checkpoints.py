@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_found(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"keeps 2 checkpoint\(s\) up to update-000004, not 3; set run.keep_checkpoints"):
         load_trained(folder, "gdps", average=3)
     (newest / "checkpoint.json").write_text('{"format": 7}')
-    with pytest.raises(CheckpointError, match="checkpoint format 7, this version reads 1"):
+    with pytest.raises(CheckpointError, match="checkpoint format 7, this version reads 2"):
         load_trained(folder, "gdps")
 
 
