@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import checkpoint, data, features, ffn, mining, plan, replace, sampler, train, watchdog
+from tests.benchmarks import checkpoint, data, features, ffn, init, mining, plan, replace, sampler, train, watchdog
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "data": data.measure,
     "features": features.measure,
     "ffn": ffn.measure,
+    "init": init.measure,
     "mining": mining.measure,
     "plan": plan.measure,
     "replace": replace.measure,
