@@ -19,12 +19,12 @@ from gdps_ds.training.checkpoint import CheckpointError
 from gdps_ds.training.trained import load_trained
 from launchers.export import main as export
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
+from tests.end_to_end.test_kills import KILLED, STEP
 from tests.launch import launch, start
 
 pytestmark = pytest.mark.launcher
 
 SITE = "speech_encoder.encoder.layers.1.ffn2"
-STEP = "gdps_ds.distributed.engine:Engine.step"
 
 
 def stop_in(phase: str, experiment: Path, folder: Path, *overrides: str, ranks: int) -> None:
@@ -133,24 +133,22 @@ def dev_values(folder: Path, phase: str, kind: str) -> dict[int, float]:
 def test_training_stops_early_by_dev_bleu_and_arms_start_from_the_best(experiment: Path, tmp_path: Path) -> None:
     """A rate at which nothing is learnt: BLEU stays where it is at first, so that patience ends all phases.
 
-    A run that is killed while it waits for a better evaluation still stops at the same update, and the same is used.
+    Patience goes on where it was when the run is killed.
     """
-    overrides = ["train.select={by: bleu, language: est}", "run.use=best", "train.dev_every=1", "train.checkpoint_every=3"]
+    folder = tmp_path / "run"
+    overrides = ["train.select={by: bleu, language: est}", "run.use=best", "train.dev_every=1", "train.checkpoint_every=100"]
     overrides += [f"train.{phase}.{key}" for phase in ("unify", "specialise") for key in ("lr=1e-12", "patience=2")]
-    output = run(experiment, tmp_path / "whole", *overrides, "train.specialise.private_lr=1e-12")
-    for phase in ("unified", "gdps", "uniform"):
-        assert list(dev_values(tmp_path / "whole", phase, "dev_bleu")) == [1, 2, 3]
-        assert f"{phase}: update 1 is used, its dev bleu is the best" in output
-        newest = tmp_path / "whole" / "checkpoints" / phase / "update-000003"
-        assert json.loads((newest / "checkpoint.json").read_text())["progress"]["best"]["update"] == 1
-    arguments = ("--config", experiment, f"run.dir={tmp_path / 'killed'}", *overrides, "train.specialise.private_lr=1e-12")
+    arguments = ("--config", experiment, f"run.dir={folder}", *overrides, "train.specialise.private_lr=1e-12")
     # 2 micro-batches an update and rank: the second update of arm gdps, after 3 of the unified phase.
-    code, _ = launch("tests/end_to_end/killed_train.py", "--die", f"{STEP}:{2 * 4 + 1}:0", *arguments)
+    code, first = launch(KILLED, "--die", f"{STEP}:{2 * 4 + 1}:0", *arguments)
     assert code != 0
-    code, output = launch(TRAIN, *arguments)
-    assert code == 0 and "gdps: going on after update 1 of 4" in output, output[-3000:]
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert (tmp_path / "killed" / "summary.json").read_text() == (tmp_path / "whole" / "summary.json").read_text()
+    code, second = launch(TRAIN, *arguments)
+    assert code == 0 and "gdps: going on after update 1 of 4" in second, second[-3000:]
+    for phase, output in (("unified", first), ("gdps", second), ("uniform", second)):
+        assert list(dev_values(folder, phase, "dev_bleu")) == [1, 2, 3]
+        assert f"{phase}: update 1 is used, its dev bleu is the best" in output
+        newest = folder / "checkpoints" / phase / "update-000003"
+        assert json.loads((newest / "checkpoint.json").read_text())["progress"]["best"]["update"] == 1
 
 
 def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

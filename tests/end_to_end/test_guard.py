@@ -35,7 +35,6 @@ def test_a_rank_that_fails_or_hangs_ends_the_job_with_the_cause_last(experiment:
     assert sum("Traceback" in line for line in lines) == 1
     lines = broken(experiment, tmp_path / "run", "--die", f"{STEP}:2:1")
     assert lines[-1].startswith("train: rank 1 ended without a word: killed, out of memory, or its node lost"), lines
-    run(experiment, tmp_path / "run", "run.arms=[uniform]")
 
 
 def test_an_update_that_is_not_finite_ends_the_run_or_is_left_out(experiment: Path, tmp_path: Path) -> None:
