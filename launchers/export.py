@@ -23,8 +23,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
 from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
-from gdps_ds.training.checkpoint import LATEST, CheckpointError
-from gdps_ds.training.trained import load_trained
+from gdps_ds.training.checkpoint import CheckpointError
+from gdps_ds.training.trained import load_trained, run_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             note = {
                 "run": options.run_dir.name,
                 "arm": options.arm,
-                "checkpoint": options.checkpoint,
+                "checkpoint": options.checkpoint or run_config(options.run_dir).run.use,
                 "plan": trained.plan.digest,
             }
             (folder / "export.json").write_text(
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--arm", default="gdps", help="gdps, uniform or unified (default: %(default)s)")
-    parser.add_argument("--checkpoint", default=LATEST, help="latest, best or a name such as update-000400")
+    parser.add_argument("--checkpoint", help="latest, best or a name such as update-000400 (default: what run.use says)")
     parser.add_argument("--average", type=int, default=1, metavar="N", help="mean of the newest N checkpoints up to that one")
     parser.add_argument("--whole", action="store_true", help="one checkpoint with its lanes instead of one a group")
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/export/ARM)")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -147,9 +146,9 @@ class Run:
         if used is None or last is None or used.folder == last.folder:
             return engine
         engine.close()
-        select = self.config.train.select
-        value = used.progress.best.value if used.progress.best else math.nan
-        self._say(f"{name}: update {used.progress.update} is used, its dev {select.by} is the best: {value:.4f}")
+        best, by = used.progress.best, self.config.train.select.by
+        assert best is not None, "what is not the last is the best"
+        self._say(f"{name}: update {best.update} is used, its dev {by} is the best: {best.value:.4f}")
         return self._open(used)
 
     def _checkpoint(self, name: str) -> Checkpoint | None:

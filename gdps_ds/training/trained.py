@@ -55,14 +55,19 @@ def checkpoints_of(run_dir: Path, phase: str, which: str = LATEST, count: int = 
     return found
 
 
-def load_trained(run_dir: Path, phase: str, which: str = LATEST, average: int = 1) -> TrainedModel:
+def load_trained(run_dir: Path, phase: str, which: str | None = None, average: int = 1) -> TrainedModel:
     """The model of an arm (or ``unified``), or the mean of its newest ``average`` checkpoints.
+
+    Args:
+        which: see :func:`checkpoints_of`; None for the one that the run itself uses (``run.use``).
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
         ForeignStateError: the run's configuration no longer builds the model that was saved.
     """
-    config, checkpoints = run_config(run_dir), checkpoints_of(run_dir, phase, which, average)
+    config = run_config(run_dir)
+    used = BEST if config.run.use == "best" and (run_dir / "checkpoints" / phase / BEST).is_file() else LATEST
+    checkpoints = checkpoints_of(run_dir, phase, which or used, average)
     for checkpoint in checkpoints:
         faults = list(checkpoint.faults(sorted(checkpoint.files)))
         if faults:

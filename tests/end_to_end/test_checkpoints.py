@@ -122,6 +122,9 @@ def test_the_best_checkpoint_is_kept_and_evaluated(experiment: Path, tmp_path: P
     assert f"uniform: update {best} is used, its dev loss is the best: {dev[best]:.4f}" in output
     folder = tmp_path / "run" / "checkpoints" / "uniform"
     assert sorted(path.name for path in folder.glob("update-*")) == [f"update-{best:06d}", "update-000004"]
+    with SavedState(folder / f"update-{best:06d}") as saved:
+        for name, parameter in load_trained(tmp_path / "run", "uniform").module.named_parameters():
+            torch.testing.assert_close(parameter.detach(), saved.full(name), rtol=0, atol=0)
 
 
 def dev_values(folder: Path, phase: str, kind: str) -> dict[int, float]:
