@@ -1,5 +1,5 @@
 #!/bin/sh
-# entrypoint.sh train|prepare|analyse|evaluate|export [arguments of that launcher]
+# entrypoint.sh train|prepare|analyse|evaluate|export|report|compare [arguments of that launcher]
 #
 # train starts as many ranks on this node as NPROC says (default: one a GPU, or one a core where there is none), and joins
 # NODES - 1 other nodes as number NODE_RANK at MASTER_ADDR:MASTER_PORT. Anything else than a launcher's name is run as it is.
@@ -13,7 +13,7 @@ case "${1:-}" in
             --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
             /app/launchers/train.py "$@"
         ;;
-    prepare | analyse | evaluate | export)
+    prepare | analyse | evaluate | export | report | compare)
         launcher=$1
         shift
         exec python "/app/launchers/${launcher}.py" "$@"
