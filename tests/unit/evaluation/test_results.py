@@ -1,0 +1,48 @@
+"""The committed comparisons (tests/benchmarks/results) say what their translations say."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from gdps_ds.evaluation.metrics import signatures, statistics
+from tests.launch import ROOT
+
+RESULTS = sorted((ROOT / "tests" / "benchmarks" / "results").glob("*/comparison.json"))
+
+
+def hypotheses(path: Path) -> dict[tuple[str, str], list[dict]]:
+    """(arm, seed) -> rows, of an archive with files seed-<seed>/hypotheses/<arm>.jsonl."""
+    found = {}
+    with tarfile.open(path) as archive:
+        for member in archive.getmembers():
+            if member.isfile():
+                file = archive.extractfile(member)
+                assert file is not None
+                seed, _, name = member.name.split("/")
+                rows = [json.loads(line) for line in io.TextIOWrapper(file, encoding="utf-8")]
+                found[name.removesuffix(".jsonl"), seed.removeprefix("seed-")] = rows
+    return found
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_the_scores_are_those_of_the_translations(path: Path) -> None:
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    normaliser = tree["signatures"]["BLEU"].rpartition(":")[2]
+    assert tree["signatures"].items() <= signatures(normaliser).items()
+    translations = hypotheses(path.parent / "hypotheses.tar.xz")
+    assert {(arm, seed) for arm, rows in tree["scores"].items() for seed in rows["mean"]["BLEU"]["by_seed"]} == set(translations)
+    for (arm, seed), rows in translations.items():
+        for language in tree["utterances"]:
+            pairs = [(row["hypothesis"], row["reference"]) for row in rows if row["source_lang"] == language]
+            ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+            for metric, found in statistics(ours, theirs, normaliser, list(tree["signatures"])).items():
+                assert found.score == pytest.approx(tree["scores"][arm][language][metric]["by_seed"][seed], abs=1e-9)
+
+
+def test_there_are_results() -> None:
+    assert len(RESULTS) == 3
