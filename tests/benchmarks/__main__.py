@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from tests.benchmarks import checkpoint, data, features, ffn, init, mining, plan, replace, sampler, train, watchdog
+from tests.benchmarks import checkpoint, data, features, ffn, init, mining, plan, replace, sampler, traffic, train, watchdog
 from tests.launch import ROOT
 
 BENCHES: dict[str, Callable[[], dict[str, float]]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[], dict[str, float]]] = {
     "plan": plan.measure,
     "replace": replace.measure,
     "sampler": sampler.measure,
+    "traffic": traffic.measure,
     "train": train.measure,
     "watchdog": watchdog.measure,
 }

@@ -1,4 +1,4 @@
-"""A short unified phase of the demo on 2 ranks, for benches that read its metrics."""
+"""A short run of the demo, its unified phase if nothing else is asked for, for benches that read what it leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ def corpus_in(folder: Path) -> Path:
     return build_demo_corpus(folder / "corpus", train=150, dev=4, test=4, workers=2)
 
 
-def metrics_of_run(run: Path, corpus: Path, *, updates: int, log_every: int, **others: object) -> list[dict[str, Any]]:
+def metrics_of_run(
+    run: Path,
+    corpus: Path,
+    *,
+    updates: int,
+    log_every: int,
+    program: str = "launchers/train.py",
+    ranks: int = 2,
+    **others: object,
+) -> list[dict[str, Any]]:
     """Run the demo into the folder ``run``; the lines of its metrics. ``others`` are further overrides by key."""
     overrides = {
         "run.dir": run,
@@ -29,7 +38,7 @@ def metrics_of_run(run: Path, corpus: Path, *, updates: int, log_every: int, **o
         **others,
     }
     arguments = [f"{key}={value}" for key, value in overrides.items()]
-    code, output = launch("launchers/train.py", "--config", "ds_configs/experiments/demo.yaml", *arguments)
+    code, output = launch(program, "--config", "ds_configs/experiments/demo.yaml", *arguments, ranks=ranks, timeout=900)
     if code:
         raise RuntimeError(output[-4000:])
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -35,7 +35,8 @@ def test_the_scores_are_those_of_the_translations(path: Path) -> None:
     normaliser = tree["signatures"]["BLEU"].rpartition(":")[2]
     assert tree["signatures"].items() <= signatures(normaliser).items()
     translations = hypotheses(path.parent / "hypotheses.tar.xz")
-    assert {(arm, seed) for arm, rows in tree["scores"].items() for seed in rows["mean"]["BLEU"]["by_seed"]} == set(translations)
+    scored = {(arm, seed) for arm, rows in tree["scores"].items() for seed in rows["mean"]["BLEU"]["by_seed"]}
+    assert scored == set(translations)
     for (arm, seed), rows in translations.items():
         for language in tree["utterances"]:
             pairs = [(row["hypothesis"], row["reference"]) for row in rows if row["source_lang"] == language]
