@@ -118,12 +118,13 @@ class SharingPlan:
                 return index
         raise KeyError(f"language '{language}' is in no group of the plan (languages: {', '.join(self.languages)})")
 
-    def validate(self, hidden: Mapping[str, int], languages: Sequence[str]) -> None:
+    def validate(self, hidden: Mapping[str, int], languages: Sequence[str], source: str | Path = "plan") -> None:
         """Check the plan against a model and a run before anything is touched.
 
         Args:
             hidden: hidden neurons of every block of the model that can be split.
             languages: the source languages of the run.
+            source: names the plan in errors.
 
         Raises:
             PlanError: lists every fault.
@@ -135,7 +136,7 @@ class SharingPlan:
             elif hidden[site.name] != site.hidden:
                 faults.append(f"sites.{index}.hidden: {site.hidden}, but '{site.name}' has {hidden[site.name]}")
         if faults:
-            raise PlanError("plan", faults)
+            raise PlanError(str(source), faults)
 
     def language_faults(self, languages: Sequence[str]) -> list[str]:
         """What is wrong with the plan for a run with these source languages."""

@@ -70,8 +70,10 @@ def set_training_mode(model: nn.Module, training: bool) -> None:
             module.eval()
 
 
-def find_sites(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+def find_sites(model: nn.Module, patterns: Sequence[str], option: str = "mine.sites") -> tuple[str, ...]:
     """Names of the feed-forward blocks (whole or split) that match any glob pattern, in the order all ranks use.
+
+    ``option`` is where the patterns come from.
 
     Raises:
         ValueError: a pattern matches no feed-forward block.
@@ -79,7 +81,7 @@ def find_sites(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     blocks = [name for name, module in model.named_modules() if is_block(module)]
     for pattern in patterns:
         if not fnmatch.filter(blocks, pattern):
-            raise ValueError(f"mine.sites: '{pattern}' matches no feed-forward block; there are {_shorten(blocks)}")
+            raise ValueError(f"{option}: '{pattern}' matches no feed-forward block; there are {_shorten(blocks)}")
     return sites_of([name for pattern in patterns for name in fnmatch.filter(blocks, pattern)])
 
 
