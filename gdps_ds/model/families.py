@@ -28,11 +28,18 @@ NO_LAYERDROP = {"speech_encoder_layerdrop": 0.0, "encoder_layerdrop": 0.0, "deco
 
 
 def load_config(settings: ModelConfig, vocab_size: int | None) -> SeamlessM4TConfig:
-    """The checkpoint's configuration (or, for a new model, the class's) with ``model.config`` on top."""
+    """The checkpoint's configuration (or, for a new model, the class's) with ``model.config`` on top.
+
+    Raises:
+        ValueError: the checkpoint is of another model, or the model has no such field.
+        OSError: there is no such checkpoint.
+    """
     if settings.pretrained is None:
         config = SeamlessM4TConfig(vocab_size=vocab_size)
     else:
         config = AutoConfig.from_pretrained(settings.pretrained)
+        if not isinstance(config, SeamlessM4TConfig):
+            raise ValueError(f"'{settings.pretrained}' is of type {config.model_type}, not {SeamlessM4TConfig.model_type}")
     unknown = sorted(field for field in settings.config if not hasattr(config, field))
     if unknown:
         raise ValueError(f"model.config: {type(config).__name__} has no field {', '.join(unknown)}")
