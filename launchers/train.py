@@ -39,6 +39,7 @@ def _run(config: Config, local_rank: int) -> int:
     import deepspeed.utils
 
     from gdps_ds.distributed.comm import Communicator, RankZeroError
+    from gdps_ds.distributed.engine import accumulation_steps
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.distributed.watchdog import Watchdog
     from gdps_ds.plan import PlanError
@@ -55,6 +56,7 @@ def _run(config: Config, local_rank: int) -> int:
     comm = Communicator.start(local_rank, config.guard.setup_timeout)
     watchdog = Watchdog.start(comm, config.guard.timeout)
     try:
+        accumulation_steps(config.train, comm.world_size)
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)

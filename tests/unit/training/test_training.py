@@ -78,7 +78,7 @@ def test_the_trunk_is_grouped_apart_from_what_may_be_split() -> None:
 
 def test_ranks_must_be_able_to_share_an_update() -> None:
     assert accumulation_steps(tiny_train(micro_batches=6), 3) == 2
-    with pytest.raises(ValueError, match=r"train\.micro_batches is 6, which 4 ranks cannot share"):
+    with pytest.raises(ConfigError, match=r"train\.micro_batches: 1 fault\(s\)\n  - 6, which 4 ranks cannot share equally"):
         accumulation_steps(tiny_train(micro_batches=6), 4)
     assert runtime_settings({"zero_optimization": {"stage": 2}}, tiny_train(4), 2)["gradient_accumulation_steps"] == 2
 
@@ -119,3 +119,21 @@ def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
     never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
     with pytest.raises(ConfigError, match=r"run\.resume is never, but run\.dir holds a run"):
         open_run_dir(never)
+    (Path(run_config.run.dir) / "config.yaml").write_text("run: [")
+    with pytest.raises(ConfigError, match=r"run/config\.yaml: 1 fault\(s\)\n  - not valid YAML"):
+        open_run_dir(run_config)
+
+
+def test_a_run_directory_that_cannot_be_written_to_is_named(run_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in {"file": "File exists", "file/run": "Not a directory"}.items():
+        elsewhere = run_config.model_copy(update={"run": run_config.run.model_copy(update={"dir": str(tmp_path / name)})})
+        with pytest.raises(ConfigError, match=rf"{name}: 1 fault\(s\)\n  - run\.dir cannot be written to: .*{reason}"):
+            open_run_dir(elsewhere)
+
+
+def test_a_run_may_be_started_again_with_the_deepspeed_file_that_it_keeps(run_config: Config) -> None:
+    open_run_dir(run_config)
+    kept = Path(run_config.run.dir) / "deepspeed.json"
+    open_run_dir(run_config.model_copy(update={"deepspeed": str(kept)}))
+    assert kept.read_text() == Path(run_config.deepspeed).read_text() == "{}"
