@@ -65,6 +65,18 @@ def read_sections(path: Path) -> dict[str, Any]:
     return tree
 
 
+def load_resolved(path: Path) -> Config:
+    """The resolved configuration of a run; its corpora and plan files need not be there any more.
+
+    Raises:
+        ConfigError: it cannot be read, or this version knows no such configuration.
+    """
+    try:
+        return Config.model_validate(read_sections(path))
+    except ValidationError as error:
+        raise ConfigError(str(path), [_describe(dict(problem)) for problem in error.errors()]) from None
+
+
 def load_section(name: str, kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
     """Section ``name`` of the configuration of a run (its defaults without one), with ``name.key=value`` overrides.
 
