@@ -132,22 +132,28 @@ def train_tokenizer(texts: Iterable[str], languages: Sequence[str], folder: Path
     """A SentencePiece model of ``texts`` wrapped as SeamlessM4T's tokenizer, with a code for each target language.
 
     Byte pair encoding: on a small text it keeps whole words, where a unigram model falls apart into characters.
+
+    Raises:
+        ValueError: ``vocab_size`` is below the number of characters.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(folder / "sentencepiece"),
-        vocab_size=vocab_size,
-        model_type="bpe",
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(folder / "sentencepiece"),
+            vocab_size=vocab_size,
+            model_type="bpe",
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"model.vocab_size: no tokenizer of {vocab_size} pieces can be made ({error})") from None
     tokenizer = SeamlessM4TTokenizer(
         str(folder / "sentencepiece.model"),
         additional_special_tokens=[f"__{language}__" for language in languages],
