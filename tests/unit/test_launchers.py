@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
+from gdps_ds.config_file import load_config
+from gdps_ds.data.manifest import DataError
+from gdps_ds.model.export import TrainedModel
 from gdps_ds.plan import SharingPlan
 from launchers import analyse, compare, evaluate, export, prepare, report
+from tests.tiny import LANGUAGES, wider_plan
 from tests.unit.reporting.test_tracking import config
 
 Main = Callable[[Sequence[str]], int]
@@ -87,6 +92,12 @@ def test_export_without_what_it_needs(run_dir: Path, tmp_path: Path, said: Calla
     assert f"Can't load tokenizer for '{run_dir / 'tokenizer'}'" in said(*arguments)
 
 
+def test_neurons_that_were_added_need_whole(tmp_path: Path) -> None:
+    wider = TrainedModel(nn.Identity(), tokenizer=None, plan=wider_plan(), languages=LANGUAGES, router=None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no plain checkpoint has room for \(plan\.width: added\); give --whole"):
+        list(export.export(wider, tmp_path, whole=False))
+
+
 def test_evaluate_names_what_is_no_run_and_the_arms_there_are(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:
     nowhere = tmp_path / "rnus"
     assert f"--out is needed where no SYSTEM is a run directory (with a config.yaml): {nowhere}" in said(evaluate.main, nowhere)
@@ -110,10 +121,17 @@ def test_compare_takes_whole_words_and_a_folder_that_can_be_written(
     assert f"[Errno 17] File exists: '{tmp_path / 'other' / 'data'}'" in said(*arguments, f"run.dir={tmp_path / 'other'}")
 
 
-def test_a_copy_of_a_seed_is_not_compared(experiment: Path, tmp_path: Path) -> None:
-    from gdps_ds.config_file import load_config
-    from gdps_ds.data.manifest import DataError
+@pytest.mark.parametrize("code", [75, 1])
+def test_a_comparison_that_is_stopped_ends_as_its_run_did(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    monkeypatch.setattr(compare, "_train", lambda *arguments: code)
+    assert compare.main(["--config", str(experiment), "--seeds", "7"]) == code
+    seed = tmp_path / "compared" / "seed-7"
+    assert capsys.readouterr().err == f"compare: {seed} is not finished; the same command goes on with it\n"
 
+
+def test_a_copy_of_a_seed_is_not_compared(experiment: Path, tmp_path: Path) -> None:
     for name in ("seed-1", "seed-1.bak"):
         (tmp_path / "compared" / name / "scores").mkdir(parents=True)
     (tmp_path / "compared" / "seed-1.bak" / "scores" / "gdps.json").write_text("{}")

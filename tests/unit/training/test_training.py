@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
 from gdps_ds.model.surgery import split_model
+from gdps_ds.plan import SharingPlan
+from gdps_ds.training import phases
 from gdps_ds.training.language_losses import LanguageLosses
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.mining import MiningWindow
@@ -95,6 +99,43 @@ def test_rank_zero_errors_reach_everybody() -> None:
     with pytest.raises(RankZeroError, match="KeyError: 'plan'"):
         ALONE.from_main(fail)
     assert ALONE.from_main(lambda: 3) == 3
+
+
+def test_ranks_that_hold_different_plans_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ALONE.agree("one", "the sharing plan")
+    two = Communicator(0, 2, 0, torch.device("cpu"))
+    monkeypatch.setattr(two, "gather", lambda digest: [digest, "another"])
+    with pytest.raises(
+        RuntimeError, match=r"ranks disagree on the sharing plan \(rank 0: one, rank 1: another\); are all nodes"
+    ):
+        two.agree("one", "the sharing plan")
+
+
+@pytest.mark.parametrize(
+    ("width", "jump", "stops"), [("preserve", 0.1, True), ("preserve", 0.01, False), ("constant", 0.1, False)]
+)
+def test_a_split_that_changes_the_function_ends_the_run(
+    run_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: str,
+    jump: float,
+    stops: bool,
+) -> None:
+    run, losses, engine = object.__new__(phases.Run), iter([2.0, 2.0 + jump]), object()
+    run.comm, run.config, run.dir = ALONE, run_config, Path(run_config.run.dir)
+    run.trainer = SimpleNamespace(tracker=SimpleNamespace(log=lambda *values, **named: None))
+    monkeypatch.setattr(run, "_probe", lambda engine: next(losses))
+    monkeypatch.setattr(phases, "replace_blocks", lambda engine, *rest: engine)
+    replace = partial(run._replace, "gdps", engine, SharingPlan.uniform(LANGUAGES), tiny_plan(width), 0)
+    if stops:
+        with pytest.raises(
+            RuntimeError, match=r"must keep the model's function, but the loss went from 2\.0+ to 2\.1.* is untouched"
+        ):
+            replace()
+    else:
+        assert replace() is engine
+    assert f"split: loss 2.000000 before, {2 + jump:.6f} after" in capsys.readouterr().out
 
 
 @pytest.fixture
