@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 import uuid
@@ -33,6 +34,8 @@ MAY_CHANGE = (
 def open_run_dir(config: Config) -> None:
     """Create the run directory with its resolved configuration, or check that the run there is this one.
 
+    Until the first checkpoint there is nothing of a run but its data, so that an option that was at fault can be changed.
+
     Raises:
         ConfigError: ``run.resume`` is never and there is a run already, the run there has another configuration, or nothing
             can be written there.
@@ -43,8 +46,10 @@ def open_run_dir(config: Config) -> None:
         if config.run.resume == "never":
             raise ConfigError(str(folder), ["run.resume is never, but run.dir holds a run; choose another or remove it"])
         differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)))
-        if differences:
+        if differences and any(folder.glob("checkpoints/*/latest")):
             raise ConfigError(str(folder), [*differences, "run.dir holds a run of another configuration; choose another"])
+        if differences:
+            _forget_labels(folder)
     # Read before it is written: a run may be started again with the file that it keeps.
     deepspeed = Path(config.deepspeed).read_text(encoding="utf-8")
     try:
@@ -53,6 +58,13 @@ def open_run_dir(config: Config) -> None:
                 file.write(content)
     except OSError as error:
         raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
+
+
+def _forget_labels(folder: Path) -> None:
+    """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for labels in (folder / "data").glob("*.labels.arrow"):
+        labels.unlink()
 
 
 def check_shared(folder: Path, comm: Communicator, patience: float = 10.0) -> None:

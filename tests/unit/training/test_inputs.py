@@ -19,6 +19,7 @@ from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs
+from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
 from tests.unit.data.fixtures import tone
 
@@ -86,6 +87,22 @@ def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monk
     assert len(times) == 3
     assert len(shorter.train) == 9
     assert shorter.train[8].labels == first.train[8].labels
+
+
+def test_an_option_that_was_at_fault_can_be_changed_in_the_same_run(config: Config, tmp_path: Path) -> None:
+    """Labels and tokenizer are made anew; features are not."""
+    (tmp_path / "zero.json").write_text("{}")
+    config = config.model_copy(update={"deepspeed": str(tmp_path / "zero.json")})
+    open_run_dir(config)
+    first = load_inputs(config, ALONE)
+    features = Path(config.run.dir) / "data" / "train.features"
+    made = features.stat().st_ino
+    larger = config.model_copy(update={"model": ModelConfig(vocab_size=90)})
+    open_run_dir(larger)
+    second = load_inputs(larger, ALONE)
+    assert (len(first.tokenizer), len(second.tokenizer)) == (63, 93)
+    assert list(second.train[3].labels) == label_ids(second.tokenizer, list(second.train.utterances))[3]
+    assert features.stat().st_ino == made
 
 
 def test_test_sets_need_no_references_and_the_others_do(config: Config, corpus: Path) -> None:

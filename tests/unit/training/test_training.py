@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
+from gdps_ds.config import Config, ModelConfig, PhaseConfig, SpecialiseConfig
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
@@ -155,6 +155,8 @@ def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
     tracked = run_config.model_copy(update={"track": run_config.track.model_copy(update={"wandb": True})})
     open_run_dir(tracked)
     other = run_config.model_copy(update={"train": run_config.train.model_copy(update={"clip_norm": 3.0})})
+    (Path(run_config.run.dir) / "checkpoints" / "unified").mkdir(parents=True)
+    (Path(run_config.run.dir) / "checkpoints" / "unified" / "latest").write_text("update-000002")
     with pytest.raises(ConfigError, match=r"train\.clip_norm: 3\.0 now, 1\.0 in config\.yaml"):
         open_run_dir(other)
     never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
@@ -163,6 +165,24 @@ def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
     (Path(run_config.run.dir) / "config.yaml").write_text("run: [")
     with pytest.raises(ConfigError, match=r"run/config\.yaml: 1 fault\(s\)\n  - not valid YAML"):
         open_run_dir(run_config)
+
+
+def test_until_the_first_checkpoint_the_configuration_may_change(run_config: Config) -> None:
+    open_run_dir(run_config)
+    folder = Path(run_config.run.dir)
+    made = [
+        folder / "tokenizer" / "tokenizer_config.json",
+        folder / "data" / "train.labels.arrow",
+        folder / "data" / "train.arrow",
+    ]
+    for path in made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    open_run_dir(run_config)
+    assert all(path.is_file() for path in made)
+    open_run_dir(run_config.model_copy(update={"model": ModelConfig(vocab_size=80)}))
+    assert [path.is_file() for path in made] == [False, False, True]
+    assert load_config(folder / "config.yaml").model.vocab_size == 80
 
 
 def test_a_run_directory_that_cannot_be_written_to_is_named(run_config: Config, tmp_path: Path) -> None:
