@@ -15,6 +15,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,8}$")]
+Globs = Annotated[tuple[str, ...], Field(min_length=1)]
 ConfigValue = bool | int | float | str | None
 
 
@@ -197,9 +198,8 @@ class MineConfig(Section):
     )
     updates: Count = Field(50, description="pass: it sees the data of this many updates; training: updates of the window")
     every: Count = Field(1, description="during training: every n-th update of the window is mined")
-    sites: tuple[str, ...] = Field(
+    sites: Globs = Field(
         ("speech_encoder.encoder.layers.*.ffn1", "speech_encoder.encoder.layers.*.ffn2"),
-        min_length=1,
         description="glob patterns of candidate feed-forward blocks",
     )
     neurons: Literal["chosen", "all"] = Field(
@@ -218,7 +218,7 @@ class PlanConfig(Section):
 
     from_file: str | None = Field(None, alias="from", description="plan.json to apply instead of planning")
     rule: Literal["ours", "paper"] = Field("ours", description="similarity used for groups, sites and capacity")
-    sites: Count | tuple[str, ...] = Field(1, description="how many sites to split, or glob patterns that name them")
+    sites: Count | Globs = Field(1, description="how many sites to split, or glob patterns that name them")
     groups: Literal["auto"] | Annotated[int, Field(ge=2)] | tuple[tuple[Language, ...], ...] = Field(
         "auto", description="auto, a number of groups, or the groups themselves"
     )
@@ -339,11 +339,11 @@ class Config(Section):
         elsewhere = [arm for arm in self.run.arms if arm in ("other-ffn", "other-layer")]
         if elsewhere and self.mine.neurons != "all":
             raise ValueError(f"run.arms: {' and '.join(elsewhere)} split sites that ours does not, so set mine.neurons: all")
-        if isinstance(self.plan.groups, tuple):
-            named = {language for group in self.plan.groups for language in group}
-            if named != set(self.data.languages):
-                raise ValueError(
-                    f"plan.groups names {', '.join(sorted(named))} but data.languages has "
-                    f"{', '.join(sorted(self.data.languages))}"
-                )
+        groups, languages = self.plan.groups, self.data.languages
+        if isinstance(groups, int) and groups > len(languages):
+            raise ValueError(f"plan.groups: {groups} groups of {len(languages)} languages (data.languages)")
+        if isinstance(groups, tuple):
+            named, spoken = sorted({language for group in groups for language in group}), sorted(languages)
+            if named != spoken:
+                raise ValueError(f"plan.groups names {', '.join(named)} but data.languages has {', '.join(spoken)}")
         return self

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from gdps_ds.config import Config, Section
+from gdps_ds.plan import PlanError, SharingPlan
 
 S = TypeVar("S", bound=Section)
 
@@ -33,14 +34,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: lists every unknown key, wrong type, bad override and missing file at once.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(str(path), ["no such file (--config)"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), [f"must be a mapping of sections, found {type(tree).__name__}"])
+    if not path.is_file():
+        raise ConfigError(str(path), ["no such file (--config)"])
+    tree = read_sections(path)
     faults = [fault for override in overrides for fault in _apply_override(tree, override)]
     config = None
     try:
@@ -48,20 +44,47 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         faults += [_describe(problem) for problem in error.errors()]
     if config is not None:
-        faults += list(_missing_files(config))
+        faults += list(_faulty_files(config))
     if faults or config is None:
         raise ConfigError(str(path), faults)
     return config
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """The sections of an experiment file, or of a run's resolved configuration, as they stand there.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        tree = yaml.safe_load(_text_of(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), [f"must be a mapping of sections, found {type(tree).__name__}"])
+    return tree
+
+
+def load_resolved(path: Path) -> Config:
+    """The resolved configuration of a run; its corpora and plan files need not be there any more.
+
+    Raises:
+        ConfigError: it cannot be read, or this version knows no such configuration.
+    """
+    try:
+        return Config.model_validate(read_sections(path))
+    except ValidationError as error:
+        raise ConfigError(str(path), [_describe(dict(problem)) for problem in error.errors()]) from None
 
 
 def load_section(name: str, kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
     """Section ``name`` of the configuration of a run (its defaults without one), with ``name.key=value`` overrides.
 
     Raises:
-        ConfigError: lists every value that does not fit.
+        ConfigError: the file cannot be read, or lists every value that does not fit.
     """
-    run = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
-    tree = {name: dict((run or {}).get(name) or {})}
+    run = read_sections(path) if path is not None and path.is_file() else {}
+    tree = {name: run.get(name) or {}}
     source = str(path) if run else "command line"
     faults = [f"{text}: only {name}.key=value can be set here" for text in overrides if not text.startswith(f"{name}.")]
     faults += [fault for text in overrides if text.startswith(f"{name}.") for fault in _apply_override(tree, text)]
@@ -82,11 +105,20 @@ def dump_config(config: Config) -> str:
 
 
 def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON file; what the experiment file owns (batch sizes, optimiser, schedule) must not be in it."""
+    """Read a DeepSpeed JSON file; what the experiment file owns (batch sizes, optimiser, schedule) must not be in it.
+
+    Raises:
+        ConfigError: the file cannot be read, or lists every key that must not be there or that DeepSpeed would not know.
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(_text_of(Path(path)))
     except json.JSONDecodeError as error:
         raise ConfigError(str(path), [f"not valid JSON: {error}"]) from None
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), [f"must be an object, found {type(content).__name__}"])
+    wrong = list(_wrong_sections(content))
+    if wrong:
+        raise ConfigError(str(path), wrong)
     owned = {
         "optimizer": "train.unify and train.specialise",
         "scheduler": "train.unify.warmup",
@@ -103,6 +135,29 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     if faults:
         raise ConfigError(str(path), faults)
     return content
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"not UTF-8 (byte {error.start})"]) from None
+
+
+def _wrong_sections(deepspeed: Mapping[str, Any]) -> Iterator[str]:
+    """DeepSpeed takes no notice of a misspelt section, and would train without ZeRO or in another precision."""
+    sections = ("zero_optimization", "fp16", "bf16", "torch_autocast")
+    for key in deepspeed.keys() - set(sections):
+        if close := difflib.get_close_matches(key, sections, n=1, cutoff=0.8):
+            yield f"{key}: unknown key; did you mean '{close[0]}'?"
+    for key in sections:
+        if not isinstance(deepspeed.get(key, {}), dict):
+            yield f"{key}: must be an object, found {deepspeed[key]!r}"
+    zero = deepspeed.get("zero_optimization", {})
+    if isinstance(zero, dict) and (stage := zero.get("stage", 0)) not in range(4):
+        yield f"zero_optimization.stage: must be 0, 1, 2 or 3, found {stage!r}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:
@@ -166,14 +221,24 @@ def _section_of(field: FieldInfo) -> type[Section] | None:
     return None
 
 
-def _missing_files(config: Config) -> Iterator[str]:
+def _faulty_files(config: Config) -> Iterator[str]:
     if not Path(config.deepspeed).is_file():
         yield f"deepspeed: no file {config.deepspeed}"
-    if config.plan.from_file is not None and not Path(config.plan.from_file).is_file():
-        yield f"plan.from: no file {config.plan.from_file}"
-    for number, later in enumerate(config.train.specialise.later_plans):
-        if not Path(later.from_file).is_file():
-            yield f"train.specialise.later_plans.{number}.from: no file {later.from_file}"
+    plans = {"plan.from": config.plan.from_file} if config.plan.from_file is not None else {}
+    later = config.train.specialise.later_plans
+    plans |= {f"train.specialise.later_plans.{number}.from": plan.from_file for number, plan in enumerate(later)}
+    for option, path in plans.items():
+        yield from (f"{option}: {fault}" for fault in _plan_faults(path, config.data.languages))
     for number, corpus in enumerate(config.data.corpora):
         if not Path(corpus.root).is_dir():
             yield f"data.corpora.{number}.root: no folder {corpus.root}"
+
+
+def _plan_faults(path: str, languages: Sequence[str]) -> list[str]:
+    """What is wrong with a plan file as far as can be told without the model."""
+    if not Path(path).is_file():
+        return [f"no file {path}"]
+    try:
+        return [f"{path}: {fault}" for fault in SharingPlan.load(path).language_faults(languages)]
+    except PlanError as error:
+        return [f"{path}: {fault}" for fault in error.faults]

@@ -118,29 +118,32 @@ class SharingPlan:
                 return index
         raise KeyError(f"language '{language}' is in no group of the plan (languages: {', '.join(self.languages)})")
 
-    def validate(self, hidden: Mapping[str, int], languages: Sequence[str]) -> None:
+    def validate(self, hidden: Mapping[str, int], languages: Sequence[str], source: str | Path = "plan") -> None:
         """Check the plan against a model and a run before anything is touched.
 
         Args:
             hidden: hidden neurons of every block of the model that can be split.
             languages: the source languages of the run.
+            source: names the plan in errors.
 
         Raises:
             PlanError: lists every fault.
         """
-        faults = list(_faults(self))
-        unknown, absent = set(languages) - set(self.languages), set(self.languages) - set(languages)
-        if absent or (unknown and self.fallback is None):
-            faults.append(
-                f"languages: {', '.join(sorted(self.languages))}, but data.languages has {', '.join(sorted(languages))}"
-            )
+        faults = [*_faults(self), *self.language_faults(languages)]
         for index, site in enumerate(self.sites):
             if site.name not in hidden:
                 faults.append(f"sites.{index}.name: the model has no feed-forward block '{site.name}'")
             elif hidden[site.name] != site.hidden:
                 faults.append(f"sites.{index}.hidden: {site.hidden}, but '{site.name}' has {hidden[site.name]}")
         if faults:
-            raise PlanError("plan", faults)
+            raise PlanError(str(source), faults)
+
+    def language_faults(self, languages: Sequence[str]) -> list[str]:
+        """What is wrong with the plan for a run with these source languages."""
+        unknown, absent = set(languages) - set(self.languages), set(self.languages) - set(languages)
+        if not absent and (not unknown or self.fallback is not None):
+            return []
+        return [f"languages: {', '.join(sorted(self.languages))}, but data.languages has {', '.join(sorted(languages))}"]
 
     def to_json(self) -> str:
         """The plan as JSON, each innermost list on one line; NaN and infinity in the evidence become null."""
@@ -178,7 +181,11 @@ class SharingPlan:
     @classmethod
     def load(cls, path: str | Path) -> SharingPlan:
         """Read a plan file; errors name the file."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PlanError(str(path), [f"not UTF-8 (byte {error.start})"]) from None
+        return cls.from_json(text, str(path))
 
     def summary(self) -> str:
         """The decisions and their reasons for a person to read."""

@@ -24,6 +24,7 @@ from types import FrameType
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
+from gdps_ds.plan import PlanError
 from gdps_ds.training.run_dir import open_run_dir
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -41,17 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_deepspeed_file(config.deepspeed)
             open_run_dir(config)
             _share_data(Path(config.run.dir))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         return _fail(str(error))
     for config in configs:
         if not _finished(config):
-            code = _train(config, shlex.split(options.launcher_args))
+            code = _train(config, options.launcher_args)
             if code != 0 or not _finished(config):
                 print(f"compare: {config.run.dir} is not finished; the same command goes on with it", file=sys.stderr)
                 return code or 1
         try:
             print(f"\n{report(configs[0], Path(config.run.dir).parent)}\n", flush=True)
-        except DataError as error:
+        except (DataError, PlanError, OSError) as error:
             return _fail(str(error))
     print(f"wrote {Path(configs[0].run.dir).parent / 'comparison.html'}")
     return 0
@@ -69,8 +70,9 @@ def report(config: Config, out: Path) -> str:
     from gdps_ds.reporting.arms_report import REFERENCES, read_record, write_comparison
     from gdps_ds.training.planning import plan_path
 
-    folders = {int(path.name.removeprefix(SEED)): path for path in out.glob(f"{SEED}*")}
-    arms = dict.fromkeys([*config.run.arms, *sorted(path.stem for path in out.glob(f"{SEED}*/scores/*.json"))])
+    folders = {int(name): path for path in out.glob(f"{SEED}*") if (name := path.name.removeprefix(SEED)).isdecimal()}
+    scored = sorted(path.stem for folder in folders.values() for path in folder.glob("scores/*.json"))
+    arms = dict.fromkeys([*config.run.arms, *scored])
     finished = {
         arm: {seed: folder for seed, folder in sorted(folders.items()) if (folder / "scores" / f"{arm}.json").is_file()}
         for arm in arms
@@ -134,11 +136,16 @@ def seeds(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
+def words(text: str) -> list[str]:
+    return shlex.split(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="experiment file (YAML); key.sub=value arguments override it")
     parser.add_argument("--seeds", type=seeds, default="1,2,3,4,5", help="run.seed of each run (default: %(default)s)")
-    parser.add_argument("--launcher-args", default="", metavar="TEXT", help='arguments of deepspeed, such as "--num_gpus 2"')
+    launcher = 'arguments of deepspeed, such as "--num_gpus 2"'
+    parser.add_argument("--launcher-args", type=words, default="", metavar="TEXT", help=launcher)
     return parser
 
 

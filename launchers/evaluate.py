@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdps_ds.config import DecodeConfig
-from gdps_ds.config_file import load_section
+from gdps_ds.config_file import ConfigError, load_section
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest
 from gdps_ds.plan import PlanError, SharingPlan
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_section("decode", DecodeConfig, runs[0] / RESOLVED if runs else None, overrides)
         out = options.out or (runs[0] / "evaluation" if runs else None)
         if out is None:
-            raise ValueError("--out is needed where no SYSTEM is a run directory")
+            raise ValueError(f"--out is needed where no SYSTEM is a run directory (with a {RESOLVED}): {', '.join(texts)}")
     except ValueError as error:
         return _fail(error) if os.environ.get("RANK", "0") == "0" else 2
     return _run(options, settings, specs, runs, out)
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     except RankZeroError as error:
         # Every rank has the same error; rank 0 tells it once.
         return _fail(error.__cause__ if isinstance(error.__cause__, DataError) else error) if comm.is_main else 2
-    except (DataError, CheckpointError, ForeignStateError) as error:
+    except (DataError, CheckpointError, ForeignStateError, ConfigError, PlanError, OSError) as error:
         return _fail(error) if comm.is_main else 2
     finally:
         Communicator.stop()
@@ -141,8 +141,10 @@ def translate_checkpoint(
     from gdps_ds.evaluation.replica import load_checkpoint, translate_with
     from gdps_ds.evaluation.systems import write_translations
     from gdps_ds.reporting.progress import Progress
-    from gdps_ds.training.trained import load_trained
+    from gdps_ds.training.trained import checkpoints_of, load_trained
 
+    if spec.arm is not None:
+        checkpoints_of(Path(spec.path), spec.arm)  # says which arms there are
     if not test or not test[0].audio:
         raise DataError(f"{spec.path} is no file, so it must be translated with as a checkpoint, which needs audio: --manifest")
     trained = load_checkpoint(spec.path, comm) if spec.arm is None else load_trained(Path(spec.path), spec.arm)

@@ -20,9 +20,11 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from gdps_ds.config_file import ConfigError
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
 from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
+from gdps_ds.plan import PlanError
 from gdps_ds.training.checkpoint import CheckpointError
 from gdps_ds.training.trained import load_trained, run_config
 
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 2 where the run or the options are at fault."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.average < 1:
+        parser.error(f"--average {options.average}: must be at least 1")
     out = options.out or options.run_dir / "export" / options.arm
     if out.exists() and any(out.iterdir()):
         print(f"{parser.prog}: {out} is not empty; choose another --out or remove it", file=sys.stderr)
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 json.dumps(note | {"average": options.average, "languages": languages}, indent=2)
             )
             print(f"{', '.join(languages)}: {folder}")
-    except (CheckpointError, ForeignStateError, DataError) as error:
+    except (CheckpointError, ForeignStateError, DataError, ConfigError, PlanError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -75,7 +79,7 @@ def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[P
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--arm", default="gdps", help="gdps, uniform or unified (default: %(default)s)")
+    parser.add_argument("--arm", default="gdps", help="an arm of run.arms, or unified (default: %(default)s)")
     parser.add_argument("--checkpoint", help="latest, best or a name such as update-000400 (default: what run.use says)")
     parser.add_argument("--average", type=int, default=1, metavar="N", help="mean of the newest N checkpoints up to that one")
     parser.add_argument("--whole", action="store_true", help="one checkpoint with its lanes instead of one a group")

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.corpus not in DEMOS and (options.split is None or options.out is None):
         parser.error(f"--corpus {options.corpus} needs --split and --out")
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers}: must be at least 0")
     try:
         if options.corpus in DEMOS:
             _build_demo(options)

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gdps_ds.config_file import ConfigError, read_sections
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 2 where there is no run."""
@@ -25,10 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"report: {folder} is no run directory: it has no config.yaml", file=sys.stderr)
         return 2
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Imported after the options have been checked, because it takes seconds.
-    from gdps_ds.reporting.run_report import write_report
+    try:
+        read_sections(folder / "config.yaml")
+        # Imported after the options have been checked, because it takes seconds.
+        from gdps_ds.reporting.run_report import write_report
 
-    path, _ = write_report(folder)
+        path, _ = write_report(folder)
+    except (ConfigError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
     print(f"wrote {path}")
     return 0
 

@@ -38,7 +38,8 @@ def _run(config: Config, local_rank: int) -> int:
     # Imported after the configuration has been checked, because they take seconds.
     import deepspeed.utils
 
-    from gdps_ds.distributed.comm import Communicator, RankZeroError
+    from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
+    from gdps_ds.distributed.engine import accumulation_steps
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.distributed.watchdog import Watchdog
     from gdps_ds.plan import PlanError
@@ -52,9 +53,14 @@ def _run(config: Config, local_rank: int) -> int:
 
     deepspeed.utils.logger.setLevel("WARNING")
     stop = StopSignal()
-    comm = Communicator.start(local_rank, config.guard.setup_timeout)
+    try:
+        comm = Communicator.start(local_rank, config.guard.setup_timeout)
+    except MeetingError as error:
+        print(f"train: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr, flush=True)
+        return 1
     watchdog = Watchdog.start(comm, config.guard.timeout)
     try:
+        accumulation_steps(config.train, comm.world_size)
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)

@@ -74,7 +74,8 @@ class Origin:
             ValueError: it does not.
         """
         if self.ours.is_uniform:
-            raise ValueError("it varies the plan of arm 'gdps', which stays uniform; set plan.groups to a number or to groups")
+            advice = "leave it out, or start another run.dir with plan.groups set to a number or to groups"
+            raise ValueError(f"it varies the plan of arm 'gdps', which stays uniform; {advice}")
         return self.ours
 
     def generator(self, arm: str) -> np.random.Generator:

@@ -70,7 +70,7 @@ def make_plan(sketches: Sketches, settings: PlanConfig, measured: dict[str, Site
         ValueError: sketches and settings do not go together; names the option and what was found.
     """
     _check_languages(sketches, settings)
-    offered, weights = offered_sites(sketches, settings), fold_weights(sketches, settings.bootstrap)
+    offered, weights = offered_sites(sketches.sites, settings), fold_weights(sketches, settings.bootstrap)
     measured = measured or measure_sites(sketches, weights)
     ranking = rank_sites(measured, offered, settings)
     # A plan without a split shows the site that came nearest to one.
@@ -109,7 +109,7 @@ def sites_to_split(sketches: Sketches, settings: PlanConfig) -> tuple[str, ...]:
     So ranks need to add up the much larger neuron sketches of these sites only.
     """
     _check_languages(sketches, settings)
-    offered = offered_sites(sketches, settings)
+    offered = offered_sites(sketches.sites, settings)
     measured = measure_sites(sketches, fold_weights(sketches, settings.bootstrap))
     return choose_sites(rank_sites(measured, offered, settings), measured, offered, settings)[0]
 

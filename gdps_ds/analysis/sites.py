@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from gdps_ds.analysis.similarity import Array, Interval, SiteSimilarity, interval
-from gdps_ds.analysis.sketch import Sketches, sites_of
+from gdps_ds.analysis.sketch import sites_of
 from gdps_ds.config import PlanConfig
 
 CONFIDENCE = 0.95
@@ -30,13 +30,13 @@ class RankedSite:
     weighted_conflict: Interval
 
 
-def offered_sites(sketches: Sketches, settings: PlanConfig) -> tuple[str, ...]:
-    """The sites that may be split, in model order: all that can be, or those that ``plan.sites`` names.
+def offered_sites(sites: Iterable[str], settings: PlanConfig) -> tuple[str, ...]:
+    """The sites that may be split, in model order: all that are sketched, or those that ``plan.sites`` names.
 
     Raises:
-        ValueError: the settings ask for what was not sketched.
+        ValueError: the settings ask for what is not sketched.
     """
-    names = sites_of(tuple(sketches.sites))
+    names = sites_of(tuple(sites))
     if isinstance(settings.sites, int):
         if settings.sites > len(names):
             raise ValueError(f"plan.sites: {settings.sites} sites to split, but mine.sites has {len(names)}")

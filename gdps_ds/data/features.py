@@ -8,8 +8,10 @@ mask, and we leave it out.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -196,7 +198,7 @@ class FeatureStore:
 
         Raises:
             AudioError: audio that cannot be read any more.
-            DataError: no utterances, unknown durations, audio that changed, or a folder that is something else.
+            DataError: no utterances, unknown durations, audio that changed, a folder that is something else, or no room.
         """
         key = _key(utterances)
         if folder.exists():
@@ -233,6 +235,7 @@ def _fill(folder: Path, utterances: Sequence[Utterance], *, workers: int, progre
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     path, shape = folder / "features.npy", (int(lengths.sum()), FEATURES)
     frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    _reserve(path)
     jobs = zip(starts, utterances, strict=True)
     for _ in map_in_order(
         partial(_write, path), jobs, total=len(starts), workers=workers, progress=progress, label="filter banks"
@@ -240,6 +243,22 @@ def _fill(folder: Path, utterances: Sequence[Utterance], *, workers: int, progre
         pass
     frames.flush()
     np.save(folder / "lengths.npy", lengths)
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a whole file: a disk that fills up under a memory map ends the process by a signal, without a word."""
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return  # a file system that cannot say
+        path.unlink()
+        raise DataError(
+            f"{path.parent}: no room for features of {size / 1e9:.3g} GB ({error.strerror}); make room, take a run.dir "
+            "elsewhere, or set data.cache_features: false"
+        ) from None
 
 
 def _write(path: Path, job: tuple[np.int64, Utterance]) -> None:

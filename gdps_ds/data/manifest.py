@@ -9,6 +9,7 @@ what was seen before, only 8 bytes an utterance are kept.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -171,6 +172,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = error.filename or str(path)  # which a full disk leaves out
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from gdps_ds.data.manifest import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,11 +35,18 @@ def map_in_order(
 
     ``workers`` 0 works in this process. The first error of any item is raised. Items are taken, ``part`` at a time, only a
     little before their results are wanted.
+
+    Raises:
+        DataError: a process has ended without a word.
     """
     with tqdm(desc=label, total=total, disable=not progress) as bar:
-        for result in _results(function, items, workers, part):
-            yield result
-            bar.update()
+        try:
+            for result in _results(function, items, workers, part):
+                yield result
+                bar.update()
+        except BrokenProcessPool as error:
+            advice = "lower data.workers (launchers/prepare.py: --workers)"
+            raise DataError(f"{label}: a worker process was killed, as the system does for want of memory; {advice}") from error
 
 
 def parts_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -26,6 +26,10 @@ class RankZeroError(RuntimeError):
     """Something that only rank 0 does has failed; raised on every rank with rank 0's message."""
 
 
+class MeetingError(RuntimeError):
+    """The ranks have not come together; the message says where they were to meet."""
+
+
 class RankError(RuntimeError):
     """Something that every rank does has failed on some; raised on every rank with their messages."""
 
@@ -46,12 +50,20 @@ class Communicator:
 
         Args:
             timeout: seconds that ranks wait for each other, here and in collectives; None takes DeepSpeed's default.
+
+        Raises:
+            MeetingError: rank 0's port is in use, or a rank has not come in time.
         """
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
         waiting = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False, **waiting)
+        try:
+            deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False, **waiting)
+        except dist.DistError as error:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT)"
+            advice = "where another run has the port, take another (deepspeed --master_port)"
+            raise MeetingError(f"ranks cannot meet at {place}: {str(error).partition(chr(10))[0]}; {advice}") from error
         comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
         comm._timeout = timeout
         comm._unlink_shared_memory()

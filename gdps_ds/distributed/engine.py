@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from gdps_ds.config import TrainConfig
+from gdps_ds.config_file import ConfigError
 from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.model.families import set_training_mode
@@ -228,12 +229,12 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
     """Micro-batches of an update on each rank.
 
     Raises:
-        ValueError: ``train.micro_batches`` is not a multiple of the world size.
+        ConfigError: ``train.micro_batches`` is not a multiple of the world size.
     """
     if train.micro_batches % world_size:
-        raise ValueError(
-            f"train.micro_batches is {train.micro_batches}, which {world_size} ranks cannot share equally; "
-            "make it a multiple of the number of ranks"
+        raise ConfigError(
+            "train.micro_batches",
+            [f"{train.micro_batches}, which {world_size} ranks cannot share equally; make it a multiple of their number"],
         )
     return train.micro_batches // world_size
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import NoReturn
 
+import torch
 import torch.distributed as dist
 
 from gdps_ds.distributed.comm import Communicator
@@ -82,6 +83,13 @@ def is_consequence(error: BaseException) -> bool:
     """Whether an error may only say that another rank has left a collective, or that it has not come to one."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
+
+
+def _advice(error: BaseException) -> str:
+    """The options behind an error that names none."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "; lower data.max_frames (where it translates, decode.max_frames), or take another ZeRO stage or offload"
+    return ""
 
 
 class Watchdog:
@@ -140,7 +148,8 @@ class Watchdog:
         if not told and not self._is_consequence:
             traceback.print_exception(error)
         self._failed_at = time.monotonic()
-        self._failure = str(error) if told else f"rank {self._rank}, {self._doing}: {type(error).__name__}: {error}"
+        found = f"rank {self._rank}, {self._doing}: {type(error).__name__}: {error}{_advice(error)}"
+        self._failure = str(error) if told else found
         self._wake.set()
         self._thread.join(3 * PATIENCE)
         # The thread has not ended the process: it is stuck in a request to a store that cannot be reached.

@@ -28,11 +28,18 @@ NO_LAYERDROP = {"speech_encoder_layerdrop": 0.0, "encoder_layerdrop": 0.0, "deco
 
 
 def load_config(settings: ModelConfig, vocab_size: int | None) -> SeamlessM4TConfig:
-    """The checkpoint's configuration (or, for a new model, the class's) with ``model.config`` on top."""
+    """The checkpoint's configuration (or, for a new model, the class's) with ``model.config`` on top.
+
+    Raises:
+        ValueError: the checkpoint is of another model, or the model has no such field.
+        OSError: there is no such checkpoint.
+    """
     if settings.pretrained is None:
         config = SeamlessM4TConfig(vocab_size=vocab_size)
     else:
         config = AutoConfig.from_pretrained(settings.pretrained)
+        if not isinstance(config, SeamlessM4TConfig):
+            raise ValueError(f"'{settings.pretrained}' is of type {config.model_type}, not {SeamlessM4TConfig.model_type}")
     unknown = sorted(field for field in settings.config if not hasattr(config, field))
     if unknown:
         raise ValueError(f"model.config: {type(config).__name__} has no field {', '.join(unknown)}")
@@ -70,8 +77,10 @@ def set_training_mode(model: nn.Module, training: bool) -> None:
             module.eval()
 
 
-def find_sites(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+def find_sites(model: nn.Module, patterns: Sequence[str], option: str = "mine.sites") -> tuple[str, ...]:
     """Names of the feed-forward blocks (whole or split) that match any glob pattern, in the order all ranks use.
+
+    ``option`` is where the patterns come from.
 
     Raises:
         ValueError: a pattern matches no feed-forward block.
@@ -79,7 +88,7 @@ def find_sites(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     blocks = [name for name, module in model.named_modules() if is_block(module)]
     for pattern in patterns:
         if not fnmatch.filter(blocks, pattern):
-            raise ValueError(f"mine.sites: '{pattern}' matches no feed-forward block; there are {_shorten(blocks)}")
+            raise ValueError(f"{option}: '{pattern}' matches no feed-forward block; there are {_shorten(blocks)}")
     return sites_of([name for pattern in patterns for name in fnmatch.filter(blocks, pattern)])
 
 
@@ -123,22 +132,28 @@ def train_tokenizer(texts: Iterable[str], languages: Sequence[str], folder: Path
     """A SentencePiece model of ``texts`` wrapped as SeamlessM4T's tokenizer, with a code for each target language.
 
     Byte pair encoding: on a small text it keeps whole words, where a unigram model falls apart into characters.
+
+    Raises:
+        ValueError: ``vocab_size`` is below the number of characters.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(folder / "sentencepiece"),
-        vocab_size=vocab_size,
-        model_type="bpe",
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(folder / "sentencepiece"),
+            vocab_size=vocab_size,
+            model_type="bpe",
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"model.vocab_size: no tokenizer of {vocab_size} pieces can be made ({error})") from None
     tokenizer = SeamlessM4TTokenizer(
         str(folder / "sentencepiece.model"),
         additional_special_tokens=[f"__{language}__" for language in languages],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gdps_ds.config import Config
+from gdps_ds.config_file import ConfigError
 from gdps_ds.reporting.run_metrics import GDPS, START, UNIFIED
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class WandbRuns:
         self._dir = run_dir
         self._id = _id_of(run_dir)
         # Where W&B cannot be used at all, that shows before hours of training.
-        self._runs: dict[str, Any] = {REPORT: self._start(REPORT)}
+        self._runs: dict[str, Any] = {REPORT: self._start_first()}
 
     def log(self, phase: str, update: int, values: Mapping[str, Any]) -> None:
         """Curves of a training phase, scores at the end of an arm; what a plan and a split did goes into gdps' summary."""
@@ -162,6 +163,15 @@ class WandbRuns:
                 print(f"W&B: {part} is in metrics.jsonl only: {error}", file=sys.stderr, flush=True)
                 self._runs[part] = wandb.init(mode="disabled", reinit="create_new")
         return self._runs[part]
+
+    def _start_first(self) -> Any:
+        import wandb
+
+        try:
+            return self._start(REPORT)
+        except wandb.Error as error:
+            advice = "give WANDB_API_KEY, set WANDB_MODE=offline, or track.wandb=false"
+            raise ConfigError("track.wandb", [f"W&B cannot be used ({error}); {advice}"]) from error
 
     def _start(self, part: str) -> Any:
         import wandb

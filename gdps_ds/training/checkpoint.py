@@ -83,10 +83,11 @@ class Checkpoint:
         """
         try:
             tree = json.loads((folder / MANIFEST).read_text())
-        except (FileNotFoundError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST}: {error}") from None
-        if tree.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: checkpoint format {tree.get('format')}, this version reads {FORMAT}")
+        found = tree.get("format") if isinstance(tree, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
         progress, best = tree["progress"], tree["progress"]["best"]
         progress = Progress(progress["update"], Position(**progress["position"]), Best(**best) if best else None)
         return cls(folder, progress, SharingPlan.load(folder / PLAN), tree["files"])

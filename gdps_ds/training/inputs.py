@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers import SeamlessM4TTokenizer
 
-from gdps_ds.config import Config, DataConfig
+from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
@@ -23,7 +23,7 @@ from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
-from gdps_ds.model.families import load_tokenizer, target_ids, train_tokenizer
+from gdps_ds.model.families import load_config, load_tokenizer, target_ids, train_tokenizer
 
 ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
@@ -46,11 +46,14 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     """Prepare (rank 0) and open (all ranks) the three roles of the data. Collective.
 
     Raises:
-        RankZeroError: a language of ``data.languages`` has no usable utterance in a role, or data cannot be read.
+        RankZeroError: there is no such checkpoint, a language of ``data.languages`` has no usable utterance in a role, or data
+            cannot be read.
         DataError: a target is longer than ``data.max_target_tokens``.
         RuntimeError: on a rank that rank 0 kept waiting for longer than collectives wait; says what to do.
     """
     data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
+    with _patience(comm):
+        comm.from_main(lambda: check_inputs(config, folder))
     for number, role in enumerate(ROLES):
         with _patience(comm):
             comm.from_main(partial(prepare_role, data, role, folder, earlier=ROLES[:number], progress=progress))
@@ -64,6 +67,28 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
             targets = None if role == "test" else _targets(config, comm, tokenizer, utterances[role], folder / f"{role}.arrow")
         datasets[role] = SpeechDataset(utterances[role], features, targets, languages=data.languages, folds=config.mine.folds)
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
+
+
+def check_inputs(config: Config, folder: Path) -> None:
+    """Look at the checkpoint and the beginning of every split, so that what is missing shows before hours of decoding.
+
+    Raises:
+        DataError: there is none, or it is something else; names it.
+        ValueError: ``model.config`` sets a field that the model does not have.
+    """
+    name = config.model.pretrained
+    if name is not None:
+        try:
+            load_config(ModelConfig(pretrained=name), None)  # its message is the clearest where there is nothing of this name
+            load_tokenizer(name)
+        except Exception as error:  # of many types, as what is there may be anything
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"model.pretrained: no SeamlessM4T checkpoint '{name}' on disk or on the hub ({reason})") from error
+    load_config(config.model, config.model.vocab_size)
+    for role in ROLES:
+        if key_of(folder / f"{role}.arrow") != _key(config.data, role):
+            for corpus in config.data.corpora:
+                next(_read_corpus(corpus, role))
 
 
 @contextmanager
@@ -119,7 +144,11 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
     for corpus in data.corpora:
-        yield from read_corpus(corpus.layout, corpus.root, getattr(corpus, role), corpus.audio_roots)
+        yield from _read_corpus(corpus, role)
+
+
+def _read_corpus(corpus: CorpusConfig, role: str) -> Iterator[Utterance]:
+    return read_corpus(corpus.layout, corpus.root, getattr(corpus, role), corpus.audio_roots)
 
 
 def _key(data: DataConfig, role: str) -> str:

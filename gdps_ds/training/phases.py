@@ -36,7 +36,7 @@ from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
-from gdps_ds.training.planning import decide, given_plan, mine_again, mining_window, plan_path
+from gdps_ds.training.planning import check_planning, decide, given_plan, mine_again, mining_window, plan_path
 from gdps_ds.training.selection import is_over
 from gdps_ds.training.trainer import Trainer
 
@@ -83,6 +83,7 @@ class Run:
         phase, checkpoints = self.config.train.unify, self.trainer.checkpoints(UNIFIED)
         saved = checkpoints.latest()
         engine = self._open(saved)
+        self.comm.from_main(lambda: check_planning(self.config, engine.module))
         mining = mining_window(self.trainer, engine)
         if mining is not None:
             checkpoints.load_mining(mining.gatherer, self.comm)

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.numpy import save_file
+from torch import nn
 
 from gdps_ds.analysis.arms import GDPS, UNIFORM, Origin, arm_plan
+from gdps_ds.analysis.capacity import shared_width
 from gdps_ds.analysis.planner import make_plan, sites_to_split
+from gdps_ds.analysis.sites import offered_sites
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import Config
 from gdps_ds.data.manifest import atomic_path
@@ -23,6 +26,30 @@ from gdps_ds.training.mining import MiningWindow, mine_batch
 from gdps_ds.training.trainer import Trainer
 
 SKETCHES = "sketches.safetensors"
+
+
+def check_planning(config: Config, model: nn.Module) -> None:
+    """What plans will ask of the model, so that it shows before the unified model is trained.
+
+    Raises:
+        PlanError: a plan that is given does not fit the model.
+        ValueError: the model has no such blocks, or no such widths; names the option.
+    """
+    hidden, settings = hidden_widths(model), config.plan
+    for path in (settings.from_file, *(later.from_file for later in config.train.specialise.later_plans)):
+        if path is not None:
+            SharingPlan.load(path).validate(hidden, config.data.languages, path)
+    if set(config.run.arms) == {UNIFORM}:
+        return
+    sites = find_sites(model, config.mine.sites)
+    if beside := set(find_sites(model, config.mine.exact, "mine.exact")) - set(sites):
+        raise ValueError(f"mine.exact: '{min(beside)}' is not among the candidates; name it in mine.sites too")
+    if settings.from_file is None:
+        groups = (
+            settings.groups if isinstance(settings.groups, int) else 1 if settings.groups == "auto" else len(settings.groups)
+        )
+        for site in offered_sites(sites, settings):
+            shared_width(0.5, hidden[site], groups, settings.round_to, settings.width)
 
 
 def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> dict[str, SharingPlan]:
@@ -170,7 +197,7 @@ def _gatherer(trainer: Trainer, engine: Engine, exact: Sequence[str]) -> Gradien
 
 
 def _exact_sites(trainer: Trainer, engine: Engine) -> tuple[str, ...]:
-    return find_sites(engine.module, trainer.config.mine.exact)
+    return find_sites(engine.module, trainer.config.mine.exact, "mine.exact")
 
 
 def _utterances(micro_batches: MicroBatches, position: Position, count: int) -> int:

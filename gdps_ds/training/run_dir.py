@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from gdps_ds.config import Config
-from gdps_ds.config_file import ConfigError, dump_config
+from gdps_ds.config_file import ConfigError, dump_config, read_sections
 from gdps_ds.data.manifest import DataError, atomic_write
 from gdps_ds.distributed.comm import Communicator
 
@@ -34,21 +34,37 @@ MAY_CHANGE = (
 def open_run_dir(config: Config) -> None:
     """Create the run directory with its resolved configuration, or check that the run there is this one.
 
+    Until the first checkpoint there is nothing of a run but its data, so that an option that was at fault can be changed.
+
     Raises:
-        ConfigError: ``run.resume`` is never and there is a run already, or the run there has another configuration.
+        ConfigError: ``run.resume`` is never and there is a run already, the run there has another configuration, or nothing
+            can be written there.
     """
     folder = Path(config.run.dir)
     path = folder / RESOLVED
     if path.is_file():
         if config.run.resume == "never":
             raise ConfigError(str(folder), ["run.resume is never, but run.dir holds a run; choose another or remove it"])
-        differences = _differences(yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(dump_config(config)))
-        if differences:
+        differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)))
+        if differences and any(folder.glob("checkpoints/*/latest")):
             raise ConfigError(str(folder), [*differences, "run.dir holds a run of another configuration; choose another"])
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(config.deepspeed, folder / "deepspeed.json")
-    with atomic_write(path) as file:
-        file.write(dump_config(config))
+        if differences:
+            _forget_labels(folder)
+    # Read before it is written: a run may be started again with the file that it keeps.
+    deepspeed = Path(config.deepspeed).read_text(encoding="utf-8")
+    try:
+        for name, content in {"deepspeed.json": deepspeed, RESOLVED: dump_config(config)}.items():
+            with atomic_write(folder / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
+
+
+def _forget_labels(folder: Path) -> None:
+    """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for labels in (folder / "data").glob("*.labels.arrow"):
+        labels.unlink()
 
 
 def check_shared(folder: Path, comm: Communicator, patience: float = 10.0) -> None:

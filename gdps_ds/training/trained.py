@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from gdps_ds.config import Config
+from gdps_ds.config_file import load_resolved
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import SavedState, load_weights
 from gdps_ds.model.export import TrainedModel
@@ -25,11 +25,12 @@ def run_config(run_dir: Path) -> Config:
 
     Raises:
         DataError: ``run_dir`` holds no run.
+        ConfigError: its configuration cannot be read.
     """
     path = run_dir / RESOLVED
     if not path.is_file():
         raise DataError(f"{run_dir} is no run directory: it has no {RESOLVED}")
-    return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return load_resolved(path)
 
 
 def checkpoints_of(run_dir: Path, phase: str, which: str = LATEST, count: int = 1) -> list[Checkpoint]:
@@ -39,6 +40,9 @@ def checkpoints_of(run_dir: Path, phase: str, which: str = LATEST, count: int = 
         CheckpointError: there are not as many, or they are of different plans.
     """
     folder = run_dir / "checkpoints" / phase
+    if not folder.is_dir():
+        phases = sorted(path.name for path in folder.parent.glob("*"))
+        raise CheckpointError(f"{run_dir} has no checkpoints of '{phase}' (--arm); there are {', '.join(phases) or 'none'}")
     tags = sorted(path.name for path in folder.glob("update-*"))
     pointer = folder / which
     last = pointer.read_text().strip() if which in (LATEST, BEST) and pointer.is_file() else which

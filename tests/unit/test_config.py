@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gdps_ds.config_file import ConfigError, dump_config, load_config, load_deepspeed_file
+from gdps_ds.config import PlanConfig
+from gdps_ds.config_file import ConfigError, dump_config, load_config, load_deepspeed_file, load_section
+from gdps_ds.plan import SharingPlan
 from tests.launch import ROOT
 
 EXPERIMENTS = sorted((ROOT / "ds_configs" / "experiments").glob("*.yaml"))
@@ -69,21 +71,74 @@ def test_all_faults_are_told_at_once(tree: dict, tmp_path: Path) -> None:
         ("train.unify.lr=.nan", "train.unify.lr: input should be a finite number"),
         ("run.arms=[gpds]", "run.arms.0: input should be 'gdps', 'uniform', 'wide'"),
         ("run.dir.sub=1", "override 'run.dir.sub=1': dir is not a section"),
+        ("data.corpora=[{layout: manifest, root: nowhere}]", "data.corpora.0.root: no folder nowhere"),
+        ("plan.groups=3", "plan.groups: 3 groups of 2 languages (data.languages)"),
+        ("plan.sites=[]", "plan.sites: tuple should have at least 1 item"),
+        ("run.arms=[gdps, other-ffn]", "run.arms: other-ffn split sites that ours does not, so set mine.neurons: all"),
+        ("train.select.language=est", "train.select.language: 'est' is none of data.languages (aeb, bem)"),
+        ("mine={during: training, updates: 2}", "mine.updates (2) during training cannot exceed train.unify.updates (1)"),
     ],
 )
 def test_each_fault_names_its_option(tree: dict, tmp_path: Path, override: str, message: str) -> None:
     assert any(fault.startswith(message) for fault in faults(tree, tmp_path, override))
 
 
+def test_patience_may_not_end_a_phase_before_its_plans_or_its_mining(tree: dict, tmp_path: Path) -> None:
+    SharingPlan.uniform(["aeb", "bem"]).save(tmp_path / "merge.json")
+    later = ["train.specialise.updates=9", f"train.specialise.later_plans=[{{update: 2, from: {tmp_path / 'merge.json'}}}]"]
+    assert load_config(write(tree, tmp_path), later).train.specialise.later_plans[0].update == 2
+    (fault,) = faults(tree, tmp_path, *later, "train.specialise.patience=3")
+    assert fault.startswith(
+        "train.specialise: patience may end the phase before its later_plans are applied; use one of the two"
+    )
+    (fault,) = faults(tree, tmp_path, *later, "train.specialise.updates=2")
+    assert fault.startswith("train.specialise: later_plans must have ascending updates below 2, found [2]")
+    mined = ["mine={during: training, updates: 1}"]
+    assert load_config(write(tree, tmp_path), mined).train.unify.patience is None
+    assert faults(tree, tmp_path, *mined, "train.unify.patience=3") == (
+        "train.unify.patience may end the phase before its gradients are mined; set mine.during: pass",
+    )
+
+
+@pytest.mark.parametrize("option", ["plan.from", "train.specialise.later_plans.0.from"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"languages": ["aeb"', "not valid JSON: Expecting ',' delimiter"),
+        (b"\xff", "not UTF-8 (byte 0)"),
+        (b'{"languages": ["aeb"], "groups": [["aeb"]], "sites": []}', "languages: aeb, but data.languages has aeb, bem"),
+        (b'{"languages": ["aeb", "bem"], "groups": [["aeb"]], "sites": []}', "groups: 'bem' is in 0 groups, must be in one"),
+    ],
+)
+def test_a_plan_file_is_read_before_anything_is_trained(
+    tree: dict, tmp_path: Path, option: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(content)
+    tree["train"]["specialise"]["updates"] = 9
+    later = f"train.specialise.later_plans=[{{update: 2, from: {path}}}]"
+    (fault,) = faults(tree, tmp_path, later if "later" in option else f"plan.from={path}")
+    assert fault.startswith(f"{option}: {path}: {message}")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "nothing.yaml")
-    (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ConfigError, match="must be a mapping of sections, found list"):
-        load_config(tmp_path / "list.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(tmp_path / "broken.yaml")
+    for path in (tmp_path / "nothing.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="no such file"):
+            load_config(path)
+    contents = {
+        b"- a\n- b\n": "must be a mapping of sections, found list",
+        b"a: [1": "not valid YAML",
+        b"a: \xff": r"not UTF-8 \(byte 3\)",
+    }
+    for content, message in contents.items():
+        (tmp_path / "broken.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"broken\.yaml: 1 fault\(s\)\n  - {message}"):
+            load_config(tmp_path / "broken.yaml")
+        with pytest.raises(ConfigError, match=rf"broken\.yaml: 1 fault\(s\)\n  - {message}"):
+            load_section("plan", PlanConfig, tmp_path / "broken.yaml")
+    (tmp_path / "run.yaml").write_text("plan: shared\n")
+    with pytest.raises(ConfigError, match="plan: input should be a valid dictionary"):
+        load_section("plan", PlanConfig, tmp_path / "run.yaml")
 
 
 def test_the_deepspeed_file_may_not_repeat_the_experiment(tmp_path: Path) -> None:
@@ -93,6 +148,26 @@ def test_the_deepspeed_file_may_not_repeat_the_experiment(tmp_path: Path) -> Non
         load_deepspeed_file(path)
     assert len(caught.value.faults) == 2
     assert "train.clip_norm" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff", r"not UTF-8 \(byte 0\)"),
+        (b"[]", "must be an object, found list"),
+        (b'{"bf16": true}', "bf16: must be an object, found True"),
+        (b'{"zero_optimization": 2}', "zero_optimization: must be an object, found 2"),
+        (b'{"zero_optimization": {"stage": 4}}', "zero_optimization.stage: must be 0, 1, 2 or 3, found 4"),
+        (b'{"zero_optimisation": {"stage": 2}}', "zero_optimisation: unknown key; did you mean 'zero_optimization'?"),
+    ],
+)
+def test_a_deepspeed_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "zero.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"zero\.json: 1 fault\(s\)\n  - {message}"):
+        load_deepspeed_file(tmp_path / "zero.json")
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_deepspeed_file(tmp_path / "nothing.json")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -112,7 +112,7 @@ def test_the_published_method_loses_one_component_at_a_time() -> None:
 
 @pytest.mark.parametrize("arm", sorted({*PLANS} - {"gdps", "uniform", "paper", "paper-no-a", "paper-no-b", "paper-no-c"}))
 def test_variants_need_a_plan_that_splits(arm: str) -> None:
-    with pytest.raises(ValueError, match=rf"run\.arms: '{arm}' cannot be planned: .* stays uniform; set plan\.groups"):
+    with pytest.raises(ValueError, match=rf"run\.arms: '{arm}' cannot be planned: .* stays uniform; leave it out, or"):
         plan(arm, ours=SharingPlan.uniform(OURS.languages))
 
 

@@ -156,7 +156,9 @@ needs_samples = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no speech sampl
     ("pattern", "rate", "channels"), [("mboshi-french/dev/*.wav", 16000, 1), ("griko-italian/dev/wav/*.wav", 44100, 2)]
 )
 def test_real_speech(pattern: str, rate: int, channels: int) -> None:
-    for path in sorted(SHARED.glob(pattern))[:20]:
+    paths = sorted(SHARED.glob(pattern))[:20]
+    assert len(paths) == 20
+    for path in paths:
         segment = read_segment(str(path))
         assert (segment.native_rate, segment.channels) == (rate, channels)
         assert abs(len(segment.samples) - soundfile.info(str(path)).duration * 16000) <= 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -192,6 +193,26 @@ def test_faults(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1: .*1\.wav has 3 frames, but .* stands for 11: the audio changed"):
         FeatureStore.build(utterances, tmp_path / "store", workers=1)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
+def test_a_disk_without_room_is_told_of_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    """It would fill up under the memory map, and the process would end by SIGBUS."""
+
+    def reserve(file: int, offset: int, size: int) -> None:
+        assert (offset, size) == (0, os.fstat(file).st_size) and size > 160 * 4
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    if not refused:
+        assert len(FeatureStore.build(corpus(tmp_path), tmp_path / "store")) == 3
+        return
+    monkeypatch.setattr(features, "features_of", None)
+    with pytest.raises(DataError, match=rf"no room for features of .* GB \({os.strerror(number)}\); .*cache_features: false"):
+        FeatureStore.build(corpus(tmp_path), tmp_path / "store")
+    assert not list(tmp_path.rglob("features.npy"))
 
 
 def test_the_key_is_on_disk(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -184,5 +186,14 @@ def test_an_interrupted_write_leaves_neither_a_new_file_nor_litter(tmp_path: Pat
     with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write("half")
         raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.txt"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(OSError, match=rf"\[Errno 28\] No space left on device: '{path}'"), atomic_write(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -324,13 +324,14 @@ def test_the_launcher_ends_with_2_and_a_message_on_faults(
     assert "--corpus manifest needs --split and --out" in capsys.readouterr().err
 
 
-def test_the_launcher_builds_the_demo_corpus(
-    main: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("corpus", "conflict"), [("demo", False), ("demo-conflict", True)])
+def test_the_launcher_builds_the_demo_corpora(
+    main: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, conflict: bool
 ) -> None:
-    calls: list[tuple[Path, int]] = []
-    monkeypatch.setattr("gdps_ds.data.demo.build_demo_corpus", lambda root, workers, progress: calls.append((root, workers)))
-    assert main(["--corpus", "demo", "--root", str(tmp_path)]) == 0
-    assert calls == [(tmp_path, 1)]
+    calls: list[tuple[Path, dict[str, object]]] = []
+    monkeypatch.setattr("gdps_ds.data.demo.build_demo_corpus", lambda root, **options: calls.append((root, options)))
+    assert main(["--corpus", corpus, "--root", str(tmp_path)]) == 0
+    assert calls == [(tmp_path, {"conflict": conflict, "workers": 1, "progress": sys.stderr.isatty()})]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no corpus samples in {SHARED}")

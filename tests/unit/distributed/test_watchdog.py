@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 
+import deepspeed
 import pytest
+import torch
 import torch.distributed as dist
 
 from gdps_ds.distributed import watchdog as module
+from gdps_ds.distributed.comm import Communicator, MeetingError
 from gdps_ds.distributed.watchdog import Pulse, Watchdog, is_consequence, verdict
 
 
@@ -69,6 +72,17 @@ def test_an_exception_on_one_rank_ends_all_and_comes_before_its_consequences(cap
     [thread.join() for thread in threads]
 
 
+def test_memory_that_runs_out_names_the_options(capfd: pytest.CaptureFixture[str]) -> None:
+    job = Job(1)
+    job.dogs[0].beat("micro-batch 2 of update 3 of unified")
+    thread = job.fail(0, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    job.wait()
+    said = last_line(capfd)
+    assert said.startswith("train: rank 0, micro-batch 2 of update 3 of unified: OutOfMemoryError: CUDA out of memory.")
+    assert "; lower data.max_frames (where it translates, decode.max_frames), or take another ZeRO stage" in said
+    thread.join()
+
+
 def test_a_fault_that_every_rank_has_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
     job = Job(2)
     threads = [job.fail(rank, ValueError("data.languages names no corpus"), told=True) for rank in range(2)]
@@ -122,6 +136,16 @@ def test_a_closed_watchdog_leaves_its_rank_alone() -> None:
         dog.close()
     job.store.set("cause", "too late")
     assert job.ended == {}
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(other.port))
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: dist.TCPStore("127.0.0.1", other.port, is_master=True))
+    place = rf"127\.0\.0\.1:{other.port} \(MASTER_ADDR, MASTER_PORT\)"
+    with pytest.raises(MeetingError, match=rf"ranks cannot meet at {place}: .*EADDRINUSE.*another \(deepspeed --master_port"):
+        Communicator.start(0)
 
 
 def pulse(beats: int, still: float | None) -> Pulse:

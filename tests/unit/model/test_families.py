@@ -71,6 +71,13 @@ def test_faults_name_the_option(tokenizer_folder: Path, settings: dict, message:
         load_model(ModelConfig.model_validate(settings), load_tokenizer(tokenizer_folder), seed=1)
 
 
+def test_a_vocabulary_without_room_for_every_character_names_the_option(tmp_path: Path) -> None:
+    texts = ["".join(map(chr, range(0x4E00, 0x4E80)))]
+    with pytest.raises(ValueError, match=r"model\.vocab_size: no tokenizer of 60 pieces .* smaller than .* 60 vs 132"):
+        train_tokenizer(texts, ["eng"], tmp_path, 60)
+    assert len(train_tokenizer(texts, ["eng"], tmp_path, 140)) > 132
+
+
 def test_sites_come_in_layer_order() -> None:
     model = tiny_model()
     sites = find_sites(model, ["speech_encoder.encoder.layers.*.ffn2", "speech_encoder.encoder.layers.*.ffn1"])

@@ -16,6 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
 from gdps_ds.config import Config
+from gdps_ds.config_file import ConfigError
 from gdps_ds.reporting.page import Picture, Section, Table, write_page
 from gdps_ds.reporting.samples import Sample
 from gdps_ds.reporting.tracking import Tracker, flat
@@ -203,6 +204,15 @@ def test_plan_and_checkpoints_are_artifacts_only_when_asked_for(tmp_path: Path, 
         tracker.close()
         runs = logged(tmp_path)
         assert (runs["gdps"].artifacts if "gdps" in runs else {}) == expected
+
+
+def test_without_a_login_the_option_and_what_to_do_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**settings: Any) -> Any:
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"track\.wandb: .*\n.*No API key configured.*; give WANDB_API_KEY, set WANDB_MODE="):
+        Tracker(config(tmp_path, wandb=True), tmp_path, is_main=True)
 
 
 def test_a_network_that_fails_later_ends_no_run(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gdps_ds.config import Config, SpecAugmentConfig
+from gdps_ds.config import Config, ModelConfig, SpecAugmentConfig
 from gdps_ds.data.augmentation import Augmentation
 from gdps_ds.data.collate import Batch
 from gdps_ds.data.manifest import DataError, Utterance, write_manifest
@@ -19,6 +19,7 @@ from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs
+from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
 from tests.unit.data.fixtures import tone
 
@@ -88,6 +89,22 @@ def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monk
     assert shorter.train[8].labels == first.train[8].labels
 
 
+def test_an_option_that_was_at_fault_can_be_changed_in_the_same_run(config: Config, tmp_path: Path) -> None:
+    """Labels and tokenizer are made anew; features are not."""
+    (tmp_path / "zero.json").write_text("{}")
+    config = config.model_copy(update={"deepspeed": str(tmp_path / "zero.json")})
+    open_run_dir(config)
+    first = load_inputs(config, ALONE)
+    features = Path(config.run.dir) / "data" / "train.features"
+    made = features.stat().st_ino
+    larger = config.model_copy(update={"model": ModelConfig(vocab_size=90)})
+    open_run_dir(larger)
+    second = load_inputs(larger, ALONE)
+    assert (len(first.tokenizer), len(second.tokenizer)) == (63, 93)
+    assert list(second.train[3].labels) == label_ids(second.tokenizer, list(second.train.utterances))[3]
+    assert features.stat().st_ino == made
+
+
 def test_test_sets_need_no_references_and_the_others_do(config: Config, corpus: Path) -> None:
     found = load_inputs(config, ALONE)
     assert [row.target_text for row in found.test.utterances] == ["Monday 0, 4", None, None, None]
@@ -106,6 +123,44 @@ def test_a_failed_preparation_leaves_its_report_and_is_done_again(config: Config
         with pytest.raises(RankZeroError, match="gle: none in the corpora, which have bem, mdw"):
             load_inputs(wanted, ALONE)
     assert [path.name for path in (Path(config.run.dir) / "data").iterdir()] == ["train.report.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layout": "manifset"}, "unknown corpus layout 'manifset'; known layouts: manifest, mboshi-french"),
+        ({"layout": "mustc"}, "corpus layout 'mustc' must name its languages in ISO 639-3, as in 'mustc:eng-deu'"),
+        ({"test": "tset"}, "no split 'tset'; splits there: dev, test, train"),
+    ],
+)
+def test_a_fault_of_the_last_corpus_shows_before_the_first_is_decoded(config: Config, change: dict, message: str) -> None:
+    (first,) = config.data.corpora
+    with pytest.raises(RankZeroError, match=message):
+        load_inputs(with_data(config, corpora=(first, first.model_copy(update=change))), ALONE)
+    assert not (Path(config.run.dir) / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no SeamlessM4T checkpoint '.*' on disk or on the hub \(OSError: Can't load the configuration of "),
+        ({"config.json": '{"model_type": "whisper"}'}, r"\(ValueError: '.*' is of type whisper, not seamless_m4t\)"),
+        ({"config.json": '{"model_type": "seamless_m4t"}'}, r"on disk or on the hub \(\w+Error: "),  # no tokenizer
+    ],
+)
+def test_what_is_no_checkpoint_shows_before_data_are_prepared(
+    config: Config, tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / name).write_text(content)
+    missing = config.model_copy(update={"model": ModelConfig(pretrained=str(tmp_path / "checkpoint"))})
+    with pytest.raises(RankZeroError, match=f"model.pretrained: .*{message}"):
+        load_inputs(missing, ALONE)
+    unknown = config.model_copy(update={"model": ModelConfig(config={"hidden_sizes": 8})})
+    with pytest.raises(RankZeroError, match=r"model\.config: SeamlessM4TConfig has no field hidden_sizes"):
+        load_inputs(unknown, ALONE)
+    assert not (Path(config.run.dir) / "data").exists()
 
 
 def test_roles_that_share_utterances_are_told_of(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
+from gdps_ds.config import Config, ModelConfig, PhaseConfig, SpecialiseConfig
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
 from gdps_ds.model.surgery import split_model
+from gdps_ds.plan import SharingPlan
+from gdps_ds.training import phases
 from gdps_ds.training.language_losses import LanguageLosses
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.mining import MiningWindow
@@ -78,7 +82,7 @@ def test_the_trunk_is_grouped_apart_from_what_may_be_split() -> None:
 
 def test_ranks_must_be_able_to_share_an_update() -> None:
     assert accumulation_steps(tiny_train(micro_batches=6), 3) == 2
-    with pytest.raises(ValueError, match=r"train\.micro_batches is 6, which 4 ranks cannot share"):
+    with pytest.raises(ConfigError, match=r"train\.micro_batches: 1 fault\(s\)\n  - 6, which 4 ranks cannot share equally"):
         accumulation_steps(tiny_train(micro_batches=6), 4)
     assert runtime_settings({"zero_optimization": {"stage": 2}}, tiny_train(4), 2)["gradient_accumulation_steps"] == 2
 
@@ -95,6 +99,43 @@ def test_rank_zero_errors_reach_everybody() -> None:
     with pytest.raises(RankZeroError, match="KeyError: 'plan'"):
         ALONE.from_main(fail)
     assert ALONE.from_main(lambda: 3) == 3
+
+
+def test_ranks_that_hold_different_plans_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ALONE.agree("one", "the sharing plan")
+    two = Communicator(0, 2, 0, torch.device("cpu"))
+    monkeypatch.setattr(two, "gather", lambda digest: [digest, "another"])
+    with pytest.raises(
+        RuntimeError, match=r"ranks disagree on the sharing plan \(rank 0: one, rank 1: another\); are all nodes"
+    ):
+        two.agree("one", "the sharing plan")
+
+
+@pytest.mark.parametrize(
+    ("width", "jump", "stops"), [("preserve", 0.1, True), ("preserve", 0.01, False), ("constant", 0.1, False)]
+)
+def test_a_split_that_changes_the_function_ends_the_run(
+    run_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: str,
+    jump: float,
+    stops: bool,
+) -> None:
+    run, losses, engine = object.__new__(phases.Run), iter([2.0, 2.0 + jump]), object()
+    run.comm, run.config, run.dir = ALONE, run_config, Path(run_config.run.dir)
+    run.trainer = SimpleNamespace(tracker=SimpleNamespace(log=lambda *values, **named: None))
+    monkeypatch.setattr(run, "_probe", lambda engine: next(losses))
+    monkeypatch.setattr(phases, "replace_blocks", lambda engine, *rest: engine)
+    replace = partial(run._replace, "gdps", engine, SharingPlan.uniform(LANGUAGES), tiny_plan(width), 0)
+    if stops:
+        with pytest.raises(
+            RuntimeError, match=r"must keep the model's function, but the loss went from 2\.0+ to 2\.1.* is untouched"
+        ):
+            replace()
+    else:
+        assert replace() is engine
+    assert f"split: loss 2.000000 before, {2 + jump:.6f} after" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -114,8 +155,46 @@ def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
     tracked = run_config.model_copy(update={"track": run_config.track.model_copy(update={"wandb": True})})
     open_run_dir(tracked)
     other = run_config.model_copy(update={"train": run_config.train.model_copy(update={"clip_norm": 3.0})})
+    (Path(run_config.run.dir) / "checkpoints" / "unified").mkdir(parents=True)
+    (Path(run_config.run.dir) / "checkpoints" / "unified" / "latest").write_text("update-000002")
     with pytest.raises(ConfigError, match=r"train\.clip_norm: 3\.0 now, 1\.0 in config\.yaml"):
         open_run_dir(other)
     never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
     with pytest.raises(ConfigError, match=r"run\.resume is never, but run\.dir holds a run"):
         open_run_dir(never)
+    (Path(run_config.run.dir) / "config.yaml").write_text("run: [")
+    with pytest.raises(ConfigError, match=r"run/config\.yaml: 1 fault\(s\)\n  - not valid YAML"):
+        open_run_dir(run_config)
+
+
+def test_until_the_first_checkpoint_the_configuration_may_change(run_config: Config) -> None:
+    open_run_dir(run_config)
+    folder = Path(run_config.run.dir)
+    made = [
+        folder / "tokenizer" / "tokenizer_config.json",
+        folder / "data" / "train.labels.arrow",
+        folder / "data" / "train.arrow",
+    ]
+    for path in made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    open_run_dir(run_config)
+    assert all(path.is_file() for path in made)
+    open_run_dir(run_config.model_copy(update={"model": ModelConfig(vocab_size=80)}))
+    assert [path.is_file() for path in made] == [False, False, True]
+    assert load_config(folder / "config.yaml").model.vocab_size == 80
+
+
+def test_a_run_directory_that_cannot_be_written_to_is_named(run_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in {"file": "File exists", "file/run": "Not a directory"}.items():
+        elsewhere = run_config.model_copy(update={"run": run_config.run.model_copy(update={"dir": str(tmp_path / name)})})
+        with pytest.raises(ConfigError, match=rf"{name}: 1 fault\(s\)\n  - run\.dir cannot be written to: .*{reason}"):
+            open_run_dir(elsewhere)
+
+
+def test_a_run_may_be_started_again_with_the_deepspeed_file_that_it_keeps(run_config: Config) -> None:
+    open_run_dir(run_config)
+    kept = Path(run_config.run.dir) / "deepspeed.json"
+    open_run_dir(run_config.model_copy(update={"deepspeed": str(kept)}))
+    assert kept.read_text() == Path(run_config.deepspeed).read_text() == "{}"

@@ -1,0 +1,151 @@
+"""Bad options and files that the launchers other than train.py meet: exit code 2 and one message, without a traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from torch import nn
+
+from gdps_ds.config_file import load_config
+from gdps_ds.data.manifest import DataError
+from gdps_ds.model.export import TrainedModel
+from gdps_ds.plan import SharingPlan
+from launchers import analyse, compare, evaluate, export, prepare, report
+from tests.tiny import LANGUAGES, wider_plan
+from tests.unit.reporting.test_tracking import config
+
+Main = Callable[[Sequence[str]], int]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a launcher says when it ends with 2, as its own last words or as argparse's."""
+
+    def run(main: Main, *arguments: object) -> str:
+        capsys.readouterr()
+        try:
+            code: object = main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        assert code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run that has not come far."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(config(folder).model_dump_json(by_alias=True))))
+    return folder
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    (tmp_path / "zero.json").write_text("{}")
+    tree = config(tmp_path / "compared").model_dump(mode="json", by_alias=True) | {"deepspeed": str(tmp_path / "zero.json")}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "experiment.yaml"
+
+
+@pytest.mark.parametrize("main", [analyse.main, evaluate.main, export.main, report.main], ids=lambda main: main.__module__)
+def test_a_run_whose_configuration_is_broken(main: Main, run_dir: Path, said: Callable[..., str]) -> None:
+    (run_dir / "config.yaml").write_text("plan: [")
+    (run_dir / "hypotheses").mkdir()
+    (run_dir / "hypotheses" / "gdps.jsonl").touch()
+    assert "run/config.yaml: 1 fault(s)\n  - not valid YAML" in said(main, run_dir)
+
+
+def test_a_configuration_of_another_version_is_not_exported(run_dir: Path, said: Callable[..., str]) -> None:
+    with (run_dir / "config.yaml").open("a") as file:
+        file.write("optimiser: adam\n")
+    assert "run/config.yaml: 1 fault(s)\n  - optimiser: unknown key; known keys: deepspeed, run" in said(export.main, run_dir)
+
+
+def test_export_without_what_it_needs(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:
+    assert f"{tmp_path / 'nowhere'} is no run directory: it has no config.yaml" in said(export.main, tmp_path / "nowhere")
+    assert "has no checkpoints of 'gdps' (--arm); there are none" in said(export.main, run_dir)
+    newest = run_dir / "checkpoints" / "unified" / "update-000002"
+    newest.mkdir(parents=True)
+    (newest.parent / "latest").write_text(newest.name)
+    assert "has no checkpoints of 'gpds' (--arm); there are unified" in said(export.main, run_dir, "--arm", "gpds")
+    assert "--average 0: must be at least 1" in said(export.main, run_dir, "--arm", "unified", "--average", "0")
+    arguments = (export.main, run_dir, "--arm", "unified")
+    assert f"{newest} is no checkpoint: checkpoint.json: [Errno 2] No such file" in said(*arguments)
+    for content, fault in {
+        "{": "is no checkpoint: checkpoint.json: Expecting",
+        "[]": "checkpoint format None",
+    }.items():
+        (newest / "checkpoint.json").write_text(content)
+        assert fault in said(*arguments)
+    progress = {"update": 2, "position": {"epoch": 0, "chunk": 0, "batch": 4}, "best": None}
+    (newest / "checkpoint.json").write_text(json.dumps({"format": 2, "progress": progress, "files": {}}))
+    (newest / "plan.json").write_text("{")
+    assert "plan.json: 1 fault(s)\n  - not valid JSON" in said(*arguments)
+    SharingPlan.uniform(["aeb"]).save(newest / "plan.json")
+    assert f"Can't load tokenizer for '{run_dir / 'tokenizer'}'" in said(*arguments)
+
+
+def test_neurons_that_were_added_need_whole(tmp_path: Path) -> None:
+    wider = TrainedModel(nn.Identity(), tokenizer=None, plan=wider_plan(), languages=LANGUAGES, router=None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no plain checkpoint has room for \(plan\.width: added\); give --whole"):
+        list(export.export(wider, tmp_path, whole=False))
+
+
+def test_evaluate_names_what_is_no_run_and_the_arms_there_are(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:
+    nowhere = tmp_path / "rnus"
+    assert f"--out is needed where no SYSTEM is a run directory (with a config.yaml): {nowhere}" in said(evaluate.main, nowhere)
+    assert "the run has not translated its test set yet; name an arm that is trained (--arm)" in said(evaluate.main, run_dir)
+    (run_dir / "checkpoints" / "unified").mkdir(parents=True)
+    assert "has no checkpoints of 'gpds' (--arm); there are unified" in said(evaluate.main, run_dir, "--arm", "gpds")
+
+
+def test_compare_takes_whole_words_and_a_folder_that_can_be_written(
+    experiment: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    arguments = (compare.main, "--config", experiment)
+    assert "argument --seeds: invalid seeds value: '1,b'" in said(*arguments, "--seeds", "1,b")
+    assert "argument --launcher-args: invalid words value" in said(*arguments, "--launcher-args", "--num_gpus '2")
+    assert "run.arms.0: input should be 'gdps', 'uniform', 'wide'" in said(*arguments, "run.arms=[gpds]")
+    (tmp_path / "file").touch()
+    assert "run.dir cannot be written to: [Errno 20] Not a directory" in said(*arguments, f"run.dir={tmp_path / 'file'}")
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "data").rmdir()
+    (tmp_path / "other" / "data").touch()
+    assert f"[Errno 17] File exists: '{tmp_path / 'other' / 'data'}'" in said(*arguments, f"run.dir={tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize("code", [75, 1])
+def test_a_comparison_that_is_stopped_ends_as_its_run_did(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    monkeypatch.setattr(compare, "_train", lambda *arguments: code)
+    assert compare.main(["--config", str(experiment), "--seeds", "7"]) == code
+    seed = tmp_path / "compared" / "seed-7"
+    assert capsys.readouterr().err == f"compare: {seed} is not finished; the same command goes on with it\n"
+
+
+def test_a_copy_of_a_seed_is_not_compared(experiment: Path, tmp_path: Path) -> None:
+    for name in ("seed-1", "seed-1.bak"):
+        (tmp_path / "compared" / name / "scores").mkdir(parents=True)
+    (tmp_path / "compared" / "seed-1.bak" / "scores" / "gdps.json").write_text("{}")
+    with pytest.raises(DataError, match="no arm has been trained and translated yet"):
+        compare.report(load_config(experiment), tmp_path / "compared")
+
+
+def test_prepare_needs_a_layout_and_a_number_of_workers(tmp_path: Path, said: Callable[..., str]) -> None:
+    arguments = (prepare.main, "--root", tmp_path, "--split", "train", "--out", tmp_path / "out")
+    assert "unknown corpus layout 'must-c'; known layouts: manifest, " in said(*arguments, "--corpus", "must-c")
+    assert "--workers -1: must be at least 0" in said(*arguments, "--corpus", "manifest", "--workers", "-1")
+
+
+def test_report_of_what_is_no_run_or_cannot_be_written(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:
+    assert f"{tmp_path} is no run directory: it has no config.yaml" in said(report.main, tmp_path)
+    (run_dir / "report").touch()
+    assert "[Errno 17] File exists" in said(report.main, run_dir)
