@@ -168,7 +168,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        yield f"override '{override}': the value is not valid YAML"
+        yield f"override '{override}': the value is not valid YAML; patterns with * stand in quotes"
         return
     *parents, last = key.split(".")
     node = tree

@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     # Imported after the options have been checked, because they take seconds.
     import deepspeed.utils
 
-    from gdps_ds.distributed.comm import Communicator, RankZeroError
+    from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.evaluation.comet import comet_signature, load_comet
     from gdps_ds.evaluation.comparison import compare
@@ -83,7 +83,10 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     from gdps_ds.training.checkpoint import CheckpointError
 
     deepspeed.utils.logger.setLevel("WARNING")
-    comm = start(options.local_rank)
+    try:
+        comm = start(options.local_rank)
+    except MeetingError as error:
+        return _fail(error)
     try:
         test = comm.from_main(lambda: read_test_set(options, runs))
         sources = comm.from_main(lambda: read_sources(test, settings, options.transcripts) if options.comet else {})

@@ -172,9 +172,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.filename = error.filename or str(path)  # which a full disk leaves out
+    except Exception as error:
+        # Libraries tell of a full disk by errors of their own, and name no file.
+        number = errno.ENOSPC if "(os error 28)" in str(error) else getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

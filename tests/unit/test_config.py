@@ -70,6 +70,7 @@ def test_all_faults_are_told_at_once(tree: dict, tmp_path: Path) -> None:
         ("deepspeed=nothing.json", "deepspeed: no file nothing.json"),
         ("train.unify.lr=.nan", "train.unify.lr: input should be a finite number"),
         ("run.arms=[gpds]", "run.arms.0: input should be 'gdps', 'uniform', 'wide'"),
+        ("plan.sites=[*.ffn2]", "override 'plan.sites=[*.ffn2]': the value is not valid YAML; patterns with * stand in quotes"),
         ("run.dir.sub=1", "override 'run.dir.sub=1': dir is not a section"),
         ("data.corpora=[{layout: manifest, root: nowhere}]", "data.corpora.0.root: no folder nowhere"),
         ("plan.groups=3", "plan.groups: 3 groups of 2 languages (data.languages)"),

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from gdps_ds.data.manifest import (
     MAX_LISTED_FAULTS,
@@ -190,10 +190,18 @@ def test_an_interrupted_write_leaves_neither_a_new_file_nor_litter(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"\[Errno 28\] No space left on device"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), r"\[Errno 122\] Disk quota exceeded"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), r"\[Errno 28\] No"),
+    ],
+)
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, error: Exception, message: str) -> None:
     path = tmp_path / "m.txt"
     path.write_text("old", encoding="utf-8")
-    with pytest.raises(OSError, match=rf"\[Errno 28\] No space left on device: '{path}'"), atomic_write(path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=rf"{message}.*: '{path}'"), atomic_write(path):
+        raise error
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
