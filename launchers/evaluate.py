@@ -18,6 +18,7 @@ import argparse
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 RESOLVED = "config.yaml"
 """A run directory has it."""
+PATIENCE = 30.0
+"""Seconds after which a rank tells of a fault in the place of rank 0, which does not have it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is None:
             raise ValueError(f"--out is needed where no SYSTEM is a run directory (with a {RESOLVED}): {', '.join(texts)}")
     except ValueError as error:
-        return _fail(error) if os.environ.get("RANK", "0") == "0" else 2
+        return _fail(error)
     return _run(options, settings, specs, runs, out)
 
 
@@ -102,10 +105,9 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
             evaluation = compare(systems, settings, groups, unscored, segments, signature)
             print(f"{write_tables(evaluation, out)}\n\nwrote {out}/scores.txt, scores.json and scores.tex", flush=True)
     except RankZeroError as error:
-        # Every rank has the same error; rank 0 tells it once.
-        return _fail(error.__cause__ if isinstance(error.__cause__, DataError) else error) if comm.is_main else 2
+        return _fail(error.__cause__ if isinstance(error.__cause__, DataError) else error)
     except (DataError, CheckpointError, ForeignStateError, ConfigError, PlanError, OSError) as error:
-        return _fail(error) if comm.is_main else 2
+        return _fail(error)
     finally:
         Communicator.stop()
     return 0
@@ -269,7 +271,10 @@ def read_groups(path: Path | None, runs: Sequence[Path]) -> tuple[tuple[str, ...
         raise DataError(f"--plan: {error}") from None
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: BaseException) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        # Rank 0 says it. The launcher ends all ranks when it sees the first end, and rank 0 may be slower than this one.
+        time.sleep(PATIENCE)
     print(f"evaluate: {error}", file=sys.stderr, flush=True)
     return 2
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,9 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
+
+PATIENCE = 30.0
+"""Seconds after which a rank tells of a fault in the place of rank 0, which does not have it."""
 
 
 def main() -> int:
@@ -87,8 +91,10 @@ def _run(config: Config, local_rank: int) -> int:
 
 
 def _fail(message: str) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"train: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") != "0":
+        # Rank 0 says it. The launcher ends all ranks when it sees the first end, and rank 0 may be slower than this one.
+        time.sleep(PATIENCE)
+    print(f"train: {message}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from gdps_ds.config_file import load_config
 from gdps_ds.data.manifest import DataError
 from gdps_ds.model.export import TrainedModel
 from gdps_ds.plan import SharingPlan
-from launchers import analyse, compare, evaluate, export, prepare, report
+from launchers import analyse, compare, evaluate, export, prepare, report, train
 from tests.tiny import LANGUAGES, wider_plan
 from tests.unit.reporting.test_tracking import config
 
@@ -66,6 +68,23 @@ def test_a_configuration_of_another_version_is_not_exported(run_dir: Path, said:
     with (run_dir / "config.yaml").open("a") as file:
         file.write("optimiser: adam\n")
     assert "run/config.yaml: 1 fault(s)\n  - optimiser: unknown key; known keys: deepspeed, run" in said(export.main, run_dir)
+
+
+@pytest.mark.parametrize("launcher", [train, evaluate], ids=lambda launcher: launcher.__name__)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_no_rank_ends_before_rank_0_has_told_of_a_fault(
+    launcher: Any, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher ends all of them when it sees the first end."""
+    said: list[str] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(
+        launcher.time, "sleep", lambda seconds: said.append(f"waited {seconds:.0f} s, {capsys.readouterr().err!r}")
+    )
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "nowhere.yaml"])
+    assert (launcher.main() if launcher is train else launcher.main(["nowhere"])) == 2
+    assert said == ([] if rank == "0" else ["waited 30 s, ''"])
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_export_without_what_it_needs(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:
