@@ -6,7 +6,8 @@
 Every seed is a run of launchers/train.py in run.dir/seed-N, started through the deepspeed launcher. The arms are those of
 gdps_ds/analysis/arms.py. What is finished is skipped, and a comparison that was stopped or killed goes on when the same command
 is given again; so it does with more seeds or more arms. After each seed run.dir gets comparison.txt, .json, .tex and .html and
-the figure, of all seeds and arms that are finished there.
+the figure, of all seeds and arms that are finished there. A seed's own report, which compares each arm with each other one, takes
+minutes of many arms and is left to launchers/report.py (or track.report=true).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def report(config: Config, out: Path) -> str:
 def _of_seed(path: str, overrides: Sequence[str], seed: int) -> Config:
     """The configuration of one seed's run, with what the command line has for all of them."""
     out = load_config(path, overrides).run.dir
-    return load_config(path, [*overrides, f"run.dir={Path(out) / f'{SEED}{seed}'}", f"run.seed={seed}"])
+    return load_config(path, ["track.report=false", *overrides, f"run.dir={Path(out) / f'{SEED}{seed}'}", f"run.seed={seed}"])
 
 
 def _share_data(folder: Path) -> None:
