@@ -86,9 +86,11 @@ def mean_statistics(scores: Sequence[float] | NDArray[np.float64]) -> Statistics
     return Statistics(rows, lambda sums: sums[0] / sums[1])
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], normaliser: str) -> dict[str, float]:
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], normaliser: str, metrics: Sequence[str] = tuple(METRICS)
+) -> dict[str, float]:
     """Corpus scores of one language; raises as :func:`statistics` does."""
-    return {name: each.score for name, each in statistics(hypotheses, references, normaliser).items()}
+    return {name: each.score for name, each in statistics(hypotheses, references, normaliser, metrics).items()}
 
 
 def signatures(normaliser: str) -> dict[str, str]:
@@ -97,7 +99,10 @@ def signatures(normaliser: str) -> dict[str, str]:
 
 
 def score_languages(
-    hypotheses: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str | None]], normaliser: str
+    hypotheses: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str | None]],
+    normaliser: str,
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> dict[str, dict[str, float]]:
     """Scores by source language over the utterances that have references, and their mean over languages as ``mean``.
 
@@ -107,8 +112,8 @@ def score_languages(
     for language, translations in hypotheses.items():
         pairs = [pair for pair in zip(translations, references[language], strict=True) if is_reference(pair[1])]
         if pairs:
-            scores[language] = score([ours for ours, _ in pairs], [str(theirs) for _, theirs in pairs], normaliser)
-    mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in METRICS} if scores else None
+            scores[language] = score([ours for ours, _ in pairs], [str(theirs) for _, theirs in pairs], normaliser, metrics)
+    mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in metrics} if scores else None
     return scores | ({"mean": mean} if mean else {})
 
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 
@@ -120,6 +120,11 @@ class Checkpoint:
                 yield f"{name} has other content than was written"
 
 
+def pointer_of(folder: Path, use: Literal["last", "best"]) -> str:
+    """The pointer in a phase's ``folder`` that ``run.use`` means: to the newest where no evaluation has found a best."""
+    return BEST if use == "best" and (folder / BEST).is_file() else LATEST
+
+
 class PhaseCheckpoints:
     """The checkpoints of one phase: the newest ``keep``, and the best."""
 
@@ -131,9 +136,9 @@ class PhaseCheckpoints:
         """The newest checkpoint, or None where there is none."""
         return self._pointed_to_by(LATEST)
 
-    def best(self) -> Checkpoint | None:
-        """The one of the best evaluation, among those that were written right after one."""
-        return self._pointed_to_by(BEST)
+    def used(self, use: Literal["last", "best"]) -> Checkpoint | None:
+        """The one that ``run.use`` means, or None where there is none."""
+        return self._pointed_to_by(pointer_of(self._folder, use))
 
     def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
         """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective.

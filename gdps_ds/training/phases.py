@@ -153,9 +153,7 @@ class Run:
         return self._open(used)
 
     def _checkpoint(self, name: str) -> Checkpoint | None:
-        checkpoints = self.trainer.checkpoints(name)
-        best = checkpoints.best() if self.config.run.use == "best" else None
-        return best or checkpoints.latest()
+        return self.trainer.checkpoints(name).used(self.config.run.use)
 
     def _evaluate(self, arm: str, engine: Engine) -> None:
         trainer, settings = self.trainer, self.config.decode

@@ -11,7 +11,7 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.watchdog import Watchdog
 from gdps_ds.evaluation.decoding import rank_share, translate
-from gdps_ds.evaluation.metrics import is_reference, statistics
+from gdps_ds.evaluation.metrics import score_languages
 from gdps_ds.training.checkpoint import Best, Progress
 from gdps_ds.training.inputs import Inputs
 from gdps_ds.training.language_losses import LanguageLosses
@@ -59,13 +59,11 @@ class DevSet:
         translations = translate(
             engine, inputs.dev, inputs.tokenizer, inputs.collate, settings, lambda batch: self.watchdog.beat("the dev BLEU")
         )
-        scores = {}
-        for language in self.config.data.languages:
-            rows = [row for row in translations if row.source_lang == language and is_reference(row.reference)]
-            if rows:
-                pairs = [row.hypothesis for row in rows], [str(row.reference) for row in rows]
-                scores[language] = statistics(*pairs, settings.normaliser, ["BLEU"])["BLEU"].score
-        return scores
+        rows = {name: [row for row in translations if row.source_lang == name] for name in self.config.data.languages}
+        hypotheses = {name: [row.hypothesis for row in found] for name, found in rows.items()}
+        references = {name: [row.reference for row in found] for name, found in rows.items()}
+        scores = score_languages(hypotheses, references, settings.normaliser, ["BLEU"])
+        return {name: scores[name]["BLEU"] for name in rows if name in scores}
 
 
 def better_of(best: Best | None, update: int, values: Values, select: SelectConfig) -> Best:

@@ -16,7 +16,7 @@ from gdps_ds.distributed.saved_state import SavedState, load_weights
 from gdps_ds.model.export import TrainedModel
 from gdps_ds.model.families import load_model, load_tokenizer
 from gdps_ds.model.surgery import split_model
-from gdps_ds.training.checkpoint import BEST, LATEST, Checkpoint, CheckpointError
+from gdps_ds.training.checkpoint import BEST, LATEST, Checkpoint, CheckpointError, pointer_of
 from gdps_ds.training.run_dir import RESOLVED
 
 
@@ -70,8 +70,8 @@ def load_trained(run_dir: Path, phase: str, which: str | None = None, average: i
         ForeignStateError: the run's configuration no longer builds the model that was saved.
     """
     config = run_config(run_dir)
-    used = BEST if config.run.use == "best" and (run_dir / "checkpoints" / phase / BEST).is_file() else LATEST
-    checkpoints = checkpoints_of(run_dir, phase, which or used, average)
+    which = which or pointer_of(run_dir / "checkpoints" / phase, config.run.use)
+    checkpoints = checkpoints_of(run_dir, phase, which, average)
     for checkpoint in checkpoints:
         faults = list(checkpoint.faults(sorted(checkpoint.files)))
         if faults:
