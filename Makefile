@@ -27,6 +27,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/shellcheck .ci/run docker/*.sh launchers/slurm/*.sbatch
 	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/kubernetes-validate --quiet --strict docker/kubernetes.yaml
 	-@$(MAKE) --no-print-directory audit
 
 # Known vulnerabilities of the pinned packages: `make lint` shows them, this fails. Without a connection there are none to know.

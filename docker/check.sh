@@ -1,27 +1,24 @@
 #!/usr/bin/env bash
-# Builds the CPU image and starts it, without a registry: the base is made of Debian's packages by debootstrap, the image by
-# buildah. Needs root, both programs, some 10 GB in $TMPDIR, and a package index that pip reaches: pip's configuration of this
-# machine is used inside, with the folders that PIP_FOLDERS names (separated by colons) where it refers to local files.
+# Builds the CPU image and trains with it on the two nodes of compose.yaml, without a registry: the base is made of Debian's
+# packages by debootstrap. The nodes are stopped in the middle, and go on. Needs root, the programs below, some 15 GB in $TMPDIR,
+# and a package index that pip reaches: pip's configuration of this machine is used inside, with the folders that PIP_FOLDERS
+# names (separated by colons) where it refers to local files. STORAGE_DRIVER and CONTAINERS_CONF are podman's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for program in buildah debootstrap; do
+for program in podman podman-compose debootstrap; do
     command -v "${program}" > /dev/null || { echo "image-check: skipped, because ${program} is not installed"; exit 0; }
 done
 
 work=$(mktemp -d)
-trap 'buildah rm --all > /dev/null; rm -rf "${work}"' EXIT
-export BUILDAH_ISOLATION=chroot
-buildah() { command buildah --root "${work}/store" --runroot "${work}/run" "$@"; }
+podman() { command podman --root "${work}/store" --runroot "${work}/run" --tmpdir "${work}/tmp" "$@"; }
+trap 'podman rm --all --force > /dev/null; podman network prune --force > /dev/null; rm -rf "${work}"' EXIT
+failed() { echo "image-check: $*"; exit 1; }
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "${work}/base" > "${work}/debootstrap.log" \
     || { tail "${work}/debootstrap.log"; exit 1; }
 rm -rf "${work}"/base/var/cache/apt/archives/*.deb
-tar -C "${work}/base" -cf "${work}/base.tar" .
+tar -C "${work}/base" -c . | podman import --quiet - localhost/base > /dev/null
 rm -rf "${work}/base"
-container=$(buildah from scratch)
-buildah add --quiet "${container}" "${work}/base.tar" / > /dev/null
-buildah commit --quiet --rm "${container}" localhost/base > /dev/null
-rm "${work}/base.tar"
 
 # What pip is told on this machine, as a file for the pip inside.
 { echo '[global]'; .venv/bin/python -m pip config list | sed -nE "s/^[^=]*\.([a-z-]+)='(.*)'$/\1 = \2/p" | tac | sort -u -t= -k1,1; } \
@@ -31,13 +28,36 @@ IFS=: read -ra folders <<< "${PIP_FOLDERS:-}"
 for folder in "${folders[@]}"; do
     mounts+=(--volume "${folder}:${folder}:ro")
 done
-buildah bud --quiet --pull-never --network host "${mounts[@]}" --build-arg BASE=localhost/base \
+podman build --quiet --pull=never --network host "${mounts[@]}" --build-arg BASE=localhost/base \
     --file docker/Dockerfile --tag gdps_ds . > /dev/null
+echo "size of the image: $(podman images --format '{{.Size}}' localhost/gdps_ds)"
+[[ $(podman run --rm gdps_ds id -u) != 0 ]] || failed "the image runs as root"
+podman run --rm gdps_ds | grep -q "usage: train.py" || failed "its default command shows no help"
 
-container=$(buildah from --pull-never gdps_ds)
-run() { buildah run "${container}" -- "$@"; }
-echo "size of the image: $(buildah images --format '{{.Size}}' gdps_ds)"
-[[ $(run id -u) != 0 ]] || { echo "image-check: the image runs as root"; exit 1; }
-run /usr/local/bin/entrypoint.sh prepare --corpus demo --root /tmp/demo > /dev/null
-run /usr/local/bin/entrypoint.sh python launchers/train.py --help > /dev/null
-echo "image-check: passed"
+# The demo in little, in the folder that compose.yaml calls DATA.
+mkdir -m 777 "${work}/data"
+podman run --rm --volume "${work}/data:/data" gdps_ds prepare --corpus demo --root /data/demo > /dev/null
+sed 's#build/demo-corpus#/data/demo#' ds_configs/experiments/demo.yaml > "${work}/data/demo.yaml"
+podman run --rm --volume "${work}/data:/data" gdps_ds python -c "
+from gdps_ds.config_file import dump_config, load_config
+few = ['train.unify.updates=12', 'train.specialise.updates=4', 'mine.updates=4', 'train.checkpoint_every=100', 'track.report=false']
+config = load_config('/data/demo.yaml', ['run.dir=/runs/first', *few])
+open('/data/experiment.yaml', 'w').write(dump_config(config))"
+
+printf '#!/bin/sh\nexec podman --root %s/store --runroot %s/run --tmpdir %s/tmp "$@"\n' "${work}" "${work}" "${work}" \
+    > "${work}/podman"
+chmod +x "${work}/podman"
+export DATA=${work}/data NPROC=1
+compose() { podman-compose --podman-path "${work}/podman" --file docker/compose.yaml "$@"; }
+
+compose up --no-build --detach > "${work}/compose.log" 2>&1 || { cat "${work}/compose.log"; failed "compose.yaml could not be started"; }
+nodes=$(podman ps --quiet)
+[[ $(wc -w <<< "${nodes}") == 2 ]] || failed "compose.yaml started other than two nodes"
+metrics=$(podman volume inspect docker_runs --format '{{.Mountpoint}}')/first/metrics.jsonl
+for _ in {1..600}; do
+    grep -sq '"update": 8' "${metrics}" && break
+    sleep 1
+done
+# shellcheck disable=SC2086  # two words
+podman stop --time 300 ${nodes} > /dev/null
+podman logs --latest

@@ -44,6 +44,7 @@ class RunConfig(Section):
         min_length=1,
         description="continuations of the unified model that are trained and compared, see gdps_ds.analysis.arms",
     )
+    unified: str | None = Field(None, description="run directory whose unified model the arms start from; null trains one")
     keep_checkpoints: Count = Field(2, description="newest checkpoints of a phase that are kept, beside the best one")
     use: Literal["last", "best"] = Field(
         "last",

@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from gdps_ds.files import atomic_write
+
 Width = Literal["preserve", "constant", "added"]
 Init = Literal["neurons", "svd", "random"]
 
@@ -174,9 +176,8 @@ class SharingPlan:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``, whole or not at all."""
-        aside = Path(f"{path}.partial")
-        aside.write_text(self.to_json(), encoding="utf-8")
-        aside.replace(path)
+        with atomic_write(Path(path)) as file:
+            file.write(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> SharingPlan:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import PlanConfig
 from gdps_ds.config_file import load_section
+from gdps_ds.launching import fault
 from gdps_ds.plan import PlanError, SharingPlan
 from gdps_ds.reporting.plan_comparison import write_comparison
 from gdps_ds.reporting.plan_report import Rule, analyse, write_report
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             source = options.sketches or run_dir / "sketches.safetensors"
             report = _report(source, run_dir, settings, RULES[options.rule], options.out or run_dir / "analysis")
     except (ValueError, PlanError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        return fault(parser.prog, error)
     print(f"wrote {report}")
     return 0
 

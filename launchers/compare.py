@@ -25,6 +25,7 @@ from types import FrameType
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
+from gdps_ds.launching import fault
 from gdps_ds.plan import PlanError
 from gdps_ds.training.run_dir import open_run_dir
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_run_dir(config)
             _share_data(Path(config.run.dir))
     except (ConfigError, OSError) as error:
-        return _fail(str(error))
+        return fault("compare", error)
     for config in configs:
         if not _finished(config):
             code = _train(config, options.launcher_args)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             print(f"\n{report(configs[0], Path(config.run.dir).parent)}\n", flush=True)
         except (DataError, PlanError, OSError) as error:
-            return _fail(str(error))
+            return fault("compare", error)
     print(f"wrote {Path(configs[0].run.dir).parent / 'comparison.html'}")
     return 0
 
@@ -126,11 +127,6 @@ def _train(config: Config, launcher_arguments: Sequence[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _fail(message: str) -> int:
-    print(f"compare: {message}", file=sys.stderr, flush=True)
-    return 2
 
 
 def seeds(text: str) -> list[int]:

@@ -18,7 +18,6 @@ import argparse
 import os
 import re
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError, load_section
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest
+from gdps_ds.launching import fault
 from gdps_ds.plan import PlanError, SharingPlan
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 RESOLVED = "config.yaml"
 """A run directory has it."""
-PATIENCE = 30.0
-"""Seconds after which a rank tells of a fault in the place of rank 0, which does not have it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is None:
             raise ValueError(f"--out is needed where no SYSTEM is a run directory (with a {RESOLVED}): {', '.join(texts)}")
     except ValueError as error:
-        return _fail(error)
+        return fault("evaluate", error)
     return _run(options, settings, specs, runs, out)
 
 
@@ -89,7 +87,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     try:
         comm = start(options.local_rank)
     except MeetingError as error:
-        return _fail(error)
+        return fault("evaluate", error)
     try:
         test = comm.from_main(lambda: read_test_set(options, runs))
         sources = comm.from_main(lambda: read_sources(test, settings, options.transcripts) if options.comet else {})
@@ -105,9 +103,9 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
             evaluation = compare(systems, settings, groups, unscored, segments, signature)
             print(f"{write_tables(evaluation, out)}\n\nwrote {out}/scores.txt, scores.json and scores.tex", flush=True)
     except RankZeroError as error:
-        return _fail(error.__cause__ if isinstance(error.__cause__, DataError) else error)
+        return fault("evaluate", error.__cause__ if isinstance(error.__cause__, DataError) else error)
     except (DataError, CheckpointError, ForeignStateError, ConfigError, PlanError, OSError) as error:
-        return _fail(error)
+        return fault("evaluate", error)
     finally:
         Communicator.stop()
     return 0
@@ -269,14 +267,6 @@ def read_groups(path: Path | None, runs: Sequence[Path]) -> tuple[tuple[str, ...
         return SharingPlan.load(path or applied[0]).groups
     except (PlanError, OSError) as error:
         raise DataError(f"--plan: {error}") from None
-
-
-def _fail(error: BaseException) -> int:
-    if os.environ.get("RANK", "0") != "0":
-        # Rank 0 says it. The launcher ends all ranks when it sees the first end, and rank 0 may be slower than this one.
-        time.sleep(PATIENCE)
-    print(f"evaluate: {error}", file=sys.stderr, flush=True)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

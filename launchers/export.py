@@ -23,10 +23,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from gdps_ds.config_file import ConfigError
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
+from gdps_ds.files import atomic_write
+from gdps_ds.launching import fault
 from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
 from gdps_ds.plan import PlanError
+from gdps_ds.reporting.run_metrics import UNIFIED
 from gdps_ds.training.checkpoint import CheckpointError
-from gdps_ds.training.trained import load_trained, run_config
+from gdps_ds.training.trained import checkpoints_of, load_trained, run_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,24 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--average {options.average}: must be at least 1")
     out = options.out or options.run_dir / "export" / options.arm
     if out.exists() and any(out.iterdir()):
-        print(f"{parser.prog}: {out} is not empty; choose another --out or remove it", file=sys.stderr)
-        return 2
+        return fault(parser.prog, f"{out} is not empty; choose another --out or remove it")
     try:
         trained = load_trained(options.run_dir, options.arm, options.checkpoint, options.average)
+        last, train = checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1], run_config(options.run_dir).train
+        updates = (train.unify if options.arm == UNIFIED else train.specialise).updates
+        print(f"{options.arm} after update {last.progress.update} of {updates}")
+        note = {"run": options.run_dir.name, "arm": options.arm, "checkpoint": last.folder.name, "average": options.average}
         for folder, languages in export(trained, out, whole=options.whole):
-            note = {
-                "run": options.run_dir.name,
-                "arm": options.arm,
-                "checkpoint": options.checkpoint or run_config(options.run_dir).run.use,
-                "plan": trained.plan.digest,
-            }
-            (folder / "export.json").write_text(
-                json.dumps(note | {"average": options.average, "languages": languages}, indent=2)
-            )
+            with atomic_write(folder / "export.json") as file:
+                json.dump(note | {"plan": trained.plan.digest, "languages": languages}, file, indent=2)
             print(f"{', '.join(languages)}: {folder}")
     except (CheckpointError, ForeignStateError, DataError, ConfigError, PlanError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        return fault(parser.prog, error)
     return 0
 
 

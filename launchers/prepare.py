@@ -19,8 +19,10 @@ from pathlib import Path
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
-from gdps_ds.data.manifest import DataError, atomic_path, atomic_write, digest_of, stream_manifest, write_manifest
+from gdps_ds.data.manifest import DataError, stream_manifest, write_manifest
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
+from gdps_ds.files import atomic_path, atomic_write, digest_of
+from gdps_ds.launching import fault
 
 DEMOS = {"demo": False, "demo-conflict": True}
 """Corpora that are made on the spot, and whether two of their languages mean other things by the same words."""
@@ -40,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _prepare_split(options)
     except (DataError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        return fault(parser.prog, error)
     return 0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gdps_ds.config_file import ConfigError, read_sections
+from gdps_ds.launching import fault
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     folder: Path = parser.parse_args(arguments).run_dir
     if not (folder / "config.yaml").is_file():
-        print(f"report: {folder} is no run directory: it has no config.yaml", file=sys.stderr)
-        return 2
+        return fault(parser.prog, f"{folder} is no run directory: it has no config.yaml")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         read_sections(folder / "config.yaml")
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         path, _ = write_report(folder)
     except (ConfigError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+        return fault(parser.prog, error)
     print(f"wrote {path}")
     return 0
 

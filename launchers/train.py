@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -23,9 +22,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
-
-PATIENCE = 30.0
-"""Seconds after which a rank tells of a fault in the place of rank 0, which does not have it."""
+from gdps_ds.launching import fault
 
 
 def main() -> int:
@@ -34,7 +31,7 @@ def main() -> int:
         config = load_config(options.config, [text for text in overrides if text != "--"])
         load_deepspeed_file(config.deepspeed)
     except ConfigError as error:
-        return _fail(str(error))
+        return fault("train", error)
     return _run(config, options.local_rank)
 
 
@@ -88,14 +85,6 @@ def _run(config: Config, local_rank: int) -> int:
     comm.barrier()
     comm.stop()
     return code
-
-
-def _fail(message: str) -> int:
-    if os.environ.get("RANK", "0") != "0":
-        # Rank 0 says it. The launcher ends all ranks when it sees the first end, and rank 0 may be slower than this one.
-        time.sleep(PATIENCE)
-    print(f"train: {message}", file=sys.stderr, flush=True)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,12 +8,15 @@ from transformers import SeamlessM4TConfig, SeamlessM4TForSpeechToText
 
 from gdps_ds.config import TrainConfig
 from gdps_ds.data.collate import Batch
+from gdps_ds.distributed.comm import Communicator
 from gdps_ds.model import families
 from gdps_ds.plan import SharingPlan, SitePlan
 
 LANGUAGES = ("aeb", "bem", "est", "gle")
 SITES = ("speech_encoder.encoder.layers.0.ffn2", "speech_encoder.encoder.layers.1.ffn2")
 HIDDEN = 48
+ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+"""The only rank, in this process."""
 
 # The default initialiser range (.02) is so small at this size that an error in one block would not show in the loss.
 ARCHITECTURE = {

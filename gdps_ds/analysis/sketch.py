@@ -24,6 +24,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from gdps_ds.files import atomic_path
+
 HALVES = 2
 """Neuron sketches are kept per half of the folds (fold modulo 2), so that noise can be told from signal."""
 
@@ -90,7 +92,7 @@ class Sketches:
     seed: int
 
     def save(self, path: Path) -> None:
-        """Write as safetensors (no pickle); :meth:`load` reads it back."""
+        """Write as safetensors (no pickle), whole or not at all; :meth:`load` reads it back."""
         tensors = {"tokens": self.tokens, "utterances": self.utterances}
         for name, site in self.sites.items():
             tensors[f"core/{name}"] = site.core
@@ -98,7 +100,8 @@ class Sketches:
                 tensors[f"neurons/{name}"] = site.neurons
         hidden = json.dumps({name: site.hidden for name, site in self.sites.items()})
         metadata = {"languages": " ".join(self.languages), "seed": str(self.seed), "hidden": hidden}
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+        with atomic_path(path) as aside:
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, aside, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> Sketches:

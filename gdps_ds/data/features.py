@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -28,6 +27,7 @@ from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.parallel import map_in_order
 from gdps_ds.data.table import UtteranceTable
+from gdps_ds.files import atomic_folder
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -206,14 +206,9 @@ class FeatureStore:
                 raise DataError(f"{folder}: exists and is no feature store; remove it or choose another run.dir")
             if json.loads((folder / "key.json").read_text(encoding="utf-8"))["key"] == key:
                 return cls(folder)
-        # A fixed name, so that what a killed process left behind is cleared away by the next one.
-        partial_folder = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-        _fill(partial_folder, utterances, workers=workers, progress=progress)
-        (partial_folder / "key.json").write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial_folder.rename(folder)
+        with atomic_folder(folder) as partial_folder:
+            _fill(partial_folder, utterances, workers=workers, progress=progress)
+            (partial_folder / "key.json").write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
         return cls(folder)
 
     def __len__(self) -> int:

@@ -9,20 +9,18 @@ what was seen before, only 8 bytes an utterance are kept.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
-import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
+
+from gdps_ds.files import atomic_write
 
 MAX_LISTED_FAULTS = 20
 
@@ -147,39 +145,6 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
                 file.write(json.dumps(sparse, ensure_ascii=False) + "\n")
         faults.raise_for(path)
     return len(faults)
-
-
-def digest_of(path: Path) -> str:
-    """A digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[TextIO]:
-    """Open a text file that takes the place of ``path`` only when the block ends without an error."""
-    with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
-        yield file
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` for a file that takes its place only when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        # Libraries tell of a full disk by errors of their own, and name no file.
-        number = errno.ENOSPC if "(os error 28)" in str(error) else getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Faults:

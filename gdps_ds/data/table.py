@@ -14,8 +14,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from gdps_ds.data.manifest import DataError, Utterance, absolute, atomic_path
+from gdps_ds.data.manifest import DataError, Utterance, absolute
 from gdps_ds.data.parallel import parts_of
+from gdps_ds.files import atomic_path
 
 UTTERANCES = pa.schema(
     [

@@ -7,6 +7,7 @@ and what all ranks must agree on is compared by digest before it is used.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +19,12 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.utils.cpp_extension import get_default_build_root
 
 T = TypeVar("T")
+
+BUILD_SECONDS = 300.0
+"""What the compiler may take for DeepSpeed's extension; on a loaded machine it takes two minutes."""
 
 
 class RankZeroError(RuntimeError):
@@ -52,8 +57,9 @@ class Communicator:
             timeout: seconds that ranks wait for each other, here and in collectives; None takes DeepSpeed's default.
 
         Raises:
-            MeetingError: rank 0's port is in use, or a rank has not come in time.
+            MeetingError: rank 0's port is in use, a rank has not come in time, or a build of DeepSpeed's extension was killed.
         """
+        _wait_for_build()
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
@@ -170,6 +176,25 @@ class Communicator:
         if len(set(digests)) > 1:
             listing = ", ".join(f"rank {rank}: {each[:12]}" for rank, each in enumerate(digests))
             raise RuntimeError(f"ranks disagree on {what} ({listing}); are all nodes on the same version and files?")
+
+
+def _wait_for_build() -> None:
+    """Wait while another process builds the extension by which DeepSpeed's collectives share memory on CPU.
+
+    DeepSpeed waits for it as well, but without end: the file that marks a build outlives a build that was killed.
+
+    Raises:
+        MeetingError: nothing can still be building; names the file to remove.
+    """
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folders = [Path(root)] if root else Path(get_default_build_root()).glob("*")
+    for lock in [folder / "deepspeed_shm_comm" / "lock" for folder in folders]:
+        try:
+            while time.time() - lock.stat().st_mtime < BUILD_SECONDS:
+                time.sleep(1.0)
+        except FileNotFoundError:
+            continue
+        raise MeetingError(f"{lock}: the build of a DeepSpeed extension was killed, and others wait for it; remove that file")
 
 
 def process_groups() -> list[dist.ProcessGroup]:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gdps_ds.data.manifest import DataError, Utterance, atomic_write
+from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.evaluation.decoding import Translation
 from gdps_ds.evaluation.metrics import is_reference
+from gdps_ds.files import atomic_write
 
 TEXTS = ("id", "source_lang", "target_lang", "hypothesis")
 

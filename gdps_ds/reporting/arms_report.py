@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gdps_ds.analysis.arms import GDPS, UNIFORM
-from gdps_ds.data.manifest import atomic_write
 from gdps_ds.evaluation.seeds import METRICS, ArmScore, ArmsEvaluation, Difference
+from gdps_ds.files import atomic_write
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.page import Picture, Section, Table, write_page
-from gdps_ds.reporting.run_metrics import durations, read_metrics
+from gdps_ds.reporting.run_metrics import METRICS_FILE, durations, read_metrics
 from gdps_ds.reporting.score_tables import in_columns, latex, number
 from gdps_ds.reporting.style import INK, SHARED_COLOUR, TEXT, colour_of, group_name, panels
 
@@ -52,7 +52,7 @@ def read_record(run_dir: Path, arm: str, plan: Path, languages: Sequence[str]) -
     Raises:
         DataError: the run's metrics.jsonl is missing or damaged.
     """
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir / METRICS_FILE)
     jumps = [line["after"] - line["before"] for line in lines if line["phase"] == "split" and line.get("arm") == arm]
     dev = [line["dev"]["all"] for line in lines if line["phase"] == arm and "dev" in line]
     rates = [rate for each in durations(lines) if each.name == arm for _, rate in each.rates]

@@ -15,8 +15,9 @@ Line = dict[str, Any]
 Curves = dict[str, dict[str, dict[int, float]]]
 """Phase -> language (or ``all``) -> update -> loss."""
 
-START, UNIFIED, GDPS = "start", "unified", "gdps"
-"""Phases: of the line with which every attempt of a run begins, of what all arms come from, and of the arm that is split."""
+METRICS_FILE = "metrics.jsonl"
+START, UNIFIED = "start", "unified"
+"""Phases: of the line with which every attempt of a run begins, and of what all arms come from."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import DecodeConfig
+from gdps_ds.config_file import read_sections
 from gdps_ds.data.manifest import Utterance
 from gdps_ds.data.table import UtteranceTable
 from gdps_ds.evaluation.comparison import Evaluation, compare
 from gdps_ds.evaluation.systems import System, aligned, read_translations, referenced
 from gdps_ds.plan import SharingPlan
-from gdps_ds.reporting.run_metrics import Line, read_metrics
+from gdps_ds.reporting.run_metrics import METRICS_FILE, Line, read_metrics
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class RunDir:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        tree: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        return tree
+        return read_sections(self.folder / "config.yaml")
 
     @property
     def arms(self) -> list[str]:
@@ -43,7 +42,7 @@ class RunDir:
 
     @cached_property
     def lines(self) -> list[Line]:
-        return read_metrics(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder / METRICS_FILE)
 
     @cached_property
     def plan(self) -> SharingPlan | None:

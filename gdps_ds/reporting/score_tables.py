@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gdps_ds.data.manifest import atomic_write
 from gdps_ds.evaluation.comparison import Comparison, Evaluation
 from gdps_ds.evaluation.metrics import LOWER_IS_BETTER
+from gdps_ds.files import atomic_write
 
 Scores = Mapping[str, Mapping[str, float]]
 """Language (or ``mean``) -> metric -> score."""

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from gdps_ds.analysis.arms import GDPS
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError
-from gdps_ds.reporting.run_metrics import GDPS, START, UNIFIED
+from gdps_ds.files import atomic_write
+from gdps_ds.reporting.run_metrics import METRICS_FILE, START, UNIFIED
 
 if TYPE_CHECKING:
     from gdps_ds.reporting.page import Section
@@ -31,7 +33,7 @@ class Tracker:
         self._opened = time.time()
         self._started = False
         if is_main:
-            self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
             self._wandb = WandbRuns(config, run_dir) if config.track.wandb else None
 
     def log(self, phase: str, update: int, **values: Any) -> None:
@@ -205,5 +207,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _id_of(run_dir: Path) -> str:
     path = run_dir / "wandb-id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8])
+        with atomic_write(path) as file:
+            file.write(uuid.uuid4().hex[:8])
     return path.read_text()

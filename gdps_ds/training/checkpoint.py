@@ -7,9 +7,7 @@ checkpoints/<phase>/best              name of the one that the dev set liked bes
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from gdps_ds.distributed.comm import Communicator, RankError, RankZeroError
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.saved_state import SavedState, save_state
+from gdps_ds.files import atomic_write, digest_of, sync
 from gdps_ds.plan import SharingPlan
 
 FORMAT = 2
@@ -116,7 +115,7 @@ class Checkpoint:
                 yield f"{name} is missing"
             elif path.stat().st_size != wanted["bytes"]:
                 yield f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
-            elif _sha256(path) != wanted["sha256"]:
+            elif digest_of(path) != wanted["sha256"]:
                 yield f"{name} has other content than was written"
 
 
@@ -126,19 +125,23 @@ def pointer_of(folder: Path, use: Literal["last", "best"]) -> str:
 
 
 class PhaseCheckpoints:
-    """The checkpoints of one phase: the newest ``keep``, and the best."""
+    """The checkpoints of one phase: the newest ``keep``, and the best.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Which there are is rank 0's to say: a node may go on seeing a shared folder for half a minute as it was before.
+    """
+
+    def __init__(self, folder: Path, keep: int, comm: Communicator) -> None:
         self._folder = folder
         self._keep = keep
+        self._comm = comm
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint, or None where there is none."""
-        return self._pointed_to_by(LATEST)
+        """The newest checkpoint, or None where there is none. Collective."""
+        return self._comm.from_main(lambda: self._pointed_to_by(LATEST))
 
     def used(self, use: Literal["last", "best"]) -> Checkpoint | None:
-        """The one that ``run.use`` means, or None where there is none."""
-        return self._pointed_to_by(pointer_of(self._folder, use))
+        """The one that ``run.use`` means, or None where there is none. Collective."""
+        return self._comm.from_main(lambda: self._pointed_to_by(pointer_of(self._folder, use)))
 
     def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
         """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective.
@@ -146,8 +149,7 @@ class PhaseCheckpoints:
         Raises:
             CheckpointError: on every rank; what was saved before is untouched.
         """
-        comm = engine.comm
-        tag = f"update-{progress.update:06d}"
+        comm, tag = self._comm, f"update-{progress.update:06d}"
         partial = self._folder / f".{tag}.partial"
         try:
             comm.from_main(lambda: _empty(partial))
@@ -166,13 +168,16 @@ class PhaseCheckpoints:
             return "there is none before it"
         return f"{newest.read_text().strip()} before it is whole: make room and start again to go on from there"
 
-    def load_mining(self, gatherer: GradientGatherer, comm: Communicator) -> None:
-        """Restore the sums from the newest checkpoint, at any number of ranks; it has none where mining had not begun."""
+    def load_mining(self, gatherer: GradientGatherer) -> None:
+        """Restore the sums from the newest checkpoint, at any number of ranks; it has none where mining had not begun.
+
+        Collective.
+        """
         newest = self.latest()
         if newest is None:
             return
-        files = sorted(name for name in newest.files if name.startswith("mining-"))[comm.rank :: comm.world_size]
-        states = [load_file(newest.folder / name) for name in files]
+        files = sorted(name for name in newest.files if name.startswith("mining-"))
+        states = [load_file(newest.folder / name) for name in files[self._comm.rank :: self._comm.world_size]]
         if states:
             gatherer.load_state({name: sum(state[name] for state in states) for name in states[0]})
 
@@ -187,7 +192,7 @@ class PhaseCheckpoints:
         manifest = {"format": FORMAT, "progress": asdict(progress), "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (partial / PLAN, partial / MANIFEST, partial):
-            _sync(path)
+            sync(path)
         shutil.rmtree(self._folder / tag, ignore_errors=True)
         partial.rename(self._folder / tag)
         self._point(LATEST, tag)
@@ -196,11 +201,9 @@ class PhaseCheckpoints:
         self._prune()
 
     def _point(self, pointer: str, tag: str) -> None:
-        aside = self._folder / f".{pointer}.partial"
-        aside.write_text(tag)
-        _sync(aside)
-        aside.rename(self._folder / pointer)
-        _sync(self._folder)
+        with atomic_write(self._folder / pointer) as file:
+            file.write(tag)
+        sync(self._folder)
 
     def _prune(self) -> None:
         best = self._folder / BEST
@@ -232,18 +235,5 @@ def _empty(folder: Path) -> None:
 def _described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Force files to disk (the rename must never outlive the data); name -> size and digest."""
     for path in files:
-        _sync(path)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": digest_of(path)} for path in files}

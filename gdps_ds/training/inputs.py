@@ -18,11 +18,12 @@ from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Utterance, atomic_path, atomic_write
+from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
+from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 from gdps_ds.model.families import load_config, load_tokenizer, target_ids, train_tokenizer
 
 ROLES = ("train", "dev", "test")
@@ -161,10 +162,14 @@ def _tokenizer(config: Config, comm: Communicator, train: UtteranceTable) -> Sea
     """The checkpoint's tokenizer, or one that rank 0 trains on the targets of the training set."""
     if config.model.pretrained is not None:
         return load_tokenizer(config.model.pretrained)
-    folder = Path(config.run.dir) / "tokenizer"
-    if not (folder / "tokenizer_config.json").is_file():
-        texts, languages = map(str, train.target_texts()), train.target_languages()
-        comm.from_main(lambda: train_tokenizer(texts, languages, folder, config.model.vocab_size) and None)
+    folder, pieces = Path(config.run.dir) / "tokenizer", config.model.vocab_size
+
+    def make() -> None:
+        if not folder.is_dir():
+            with atomic_folder(folder) as partial_folder:
+                train_tokenizer(map(str, train.target_texts()), train.target_languages(), partial_folder, pieces)
+
+    comm.from_main(make)
     return load_tokenizer(folder)
 
 

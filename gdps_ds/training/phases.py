@@ -21,7 +21,6 @@ from gdps_ds.analysis.arms import GDPS, PCGRAD, UNIFORM
 from gdps_ds.config import Config, PhaseConfig
 from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
-from gdps_ds.data.manifest import atomic_write
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine, model_loading
@@ -29,9 +28,11 @@ from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import load_weights, restore
 from gdps_ds.evaluation.decoding import Translation, translate
 from gdps_ds.evaluation.metrics import score_languages, signatures, unscored
+from gdps_ds.files import atomic_write
 from gdps_ds.model.families import find_sites, hidden_widths, load_model
 from gdps_ds.model.surgery import keeps_function
 from gdps_ds.plan import SharingPlan
+from gdps_ds.reporting.run_metrics import UNIFIED
 from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
@@ -40,7 +41,6 @@ from gdps_ds.training.planning import check_planning, decide, given_plan, mine_a
 from gdps_ds.training.selection import is_over
 from gdps_ds.training.trainer import Trainer
 
-UNIFIED = "unified"
 START = Progress(0, Position())
 MAX_LOSS_JUMP = 0.05
 """A split that must keep the function but moves the loss by more than this (in any precision) is a fault, not rounding."""
@@ -65,7 +65,7 @@ class Run:
         if not self._is_unified():
             engine = self._used(UNIFIED, self._unify())
         for arm in self.config.run.arms:
-            if not self._scores_path(arm).is_file():
+            if not self.comm.from_main(self._scores_path(arm).is_file):
                 engine = self._used(arm, self._specialise(arm, engine))
                 mine_again(self.trainer, engine, arm)
                 self._evaluate(arm, engine)
@@ -86,7 +86,7 @@ class Run:
         self.comm.from_main(lambda: check_planning(self.config, engine.module))
         mining = mining_window(self.trainer, engine)
         if mining is not None:
-            checkpoints.load_mining(mining.gatherer, self.comm)
+            checkpoints.load_mining(mining.gatherer)
         start = self._going_on(UNIFIED, saved, phase) if saved else START
         self.trainer.train(engine, UNIFIED, phase, start, phase.updates, self.uniform, mining)
         return engine
@@ -193,8 +193,8 @@ class Run:
         arms = {arm: json.loads(self._scores_path(arm).read_text()) for arm in self.config.run.arms}
         summary: dict[str, Any] = {"scores": {arm: each["scores"] for arm, each in arms.items()}}
         summary["signatures"] = next(iter(arms.values()))["signatures"]
-        plan_path = self.dir / "plan.json"
-        plan = SharingPlan.load(plan_path) if plan_path.is_file() else None
+        path = plan_path(self.dir, GDPS)
+        plan = SharingPlan.load(path) if path.is_file() else None
         if plan is not None:
             summary["plan"] = {
                 "digest": plan.digest,

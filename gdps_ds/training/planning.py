@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -14,11 +15,11 @@ from gdps_ds.analysis.planner import make_plan, sites_to_split
 from gdps_ds.analysis.sites import offered_sites
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import Config
-from gdps_ds.data.manifest import atomic_path
 from gdps_ds.data.sampling import MicroBatches, Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
+from gdps_ds.files import atomic_path
 from gdps_ds.model.families import find_sites, hidden_widths, lanes_of
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints
@@ -123,8 +124,8 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
         for number, gradient in enumerate(gatherer.exact(site, comm))
     }
     if gradients:
-        comm.from_main(lambda: save_file(gradients, folder / "gradients.safetensors"))
-    comm.from_main(lambda: _save_whole(sketches, folder / SKETCHES))
+        comm.from_main(lambda: _save_gradients(gradients, folder / "gradients.safetensors"))
+    comm.from_main(lambda: sketches.save(folder / SKETCHES))
 
 
 def _reduced(gatherer: GradientGatherer, expected: int, comm: Communicator, *, neurons: bool) -> Sketches:
@@ -135,9 +136,9 @@ def _reduced(gatherer: GradientGatherer, expected: int, comm: Communicator, *, n
     return sketches
 
 
-def _save_whole(sketches: Sketches, path: Path) -> None:
+def _save_gradients(gradients: Mapping[str, np.ndarray], path: Path) -> None:
     with atomic_path(path) as aside:
-        sketches.save(aside)
+        save_file(dict(gradients), aside)
 
 
 def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:
@@ -148,7 +149,7 @@ def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:
     comm, path = trainer.comm, Path(trainer.config.run.dir) / f"sketches.{arm}.safetensors"
     if trainer.config.mine.again and not comm.from_main(path.is_file):
         sketches = _reduced(*_mine_in_a_pass(trainer, engine), comm, neurons=False)
-        comm.from_main(lambda: _save_whole(sketches, path))
+        comm.from_main(lambda: sketches.save(path))
 
 
 def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
@@ -177,7 +178,7 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
     """The sums that the unified phase left in its last checkpoint; and how many utterances they should hold."""
     window = mining_window(trainer, engine)
     assert window is not None
-    unified.load_mining(window.gatherer, trainer.comm)
+    unified.load_mining(window.gatherer)
     micro_batches, per_update = trainer.micro_batches("train"), trainer.config.train.micro_batches
     position = micro_batches.advance(Position(), window.first * per_update)
     expected = 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
 
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, dump_config, read_sections
-from gdps_ds.data.manifest import DataError, atomic_write
+from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.comm import Communicator
+from gdps_ds.files import atomic_write
+from gdps_ds.reporting.run_metrics import METRICS_FILE, START, UNIFIED
+from gdps_ds.training.checkpoint import LATEST, Checkpoint
+from gdps_ds.training.selection import is_over
 
 RESOLVED = "config.yaml"
 
@@ -30,6 +36,11 @@ MAY_CHANGE = (
 )
 """What a resumed run may set otherwise than the run that it goes on with."""
 
+AFTER_UNIFYING = (*MAY_CHANGE, "run.dir", "run.unified", "train.specialise", "mine", "plan")
+"""What a run may set otherwise than the run whose unified model it takes over."""
+LINKED = ("data", "tokenizer", "checkpoints/unified")
+"""What it takes over."""
+
 
 def open_run_dir(config: Config) -> None:
     """Create the run directory with its resolved configuration, or check that the run there is this one.
@@ -37,22 +48,24 @@ def open_run_dir(config: Config) -> None:
     Until the first checkpoint there is nothing of a run but its data, so that an option that was at fault can be changed.
 
     Raises:
-        ConfigError: ``run.resume`` is never and there is a run already, the run there has another configuration, or nothing
-            can be written there.
+        ConfigError: ``run.resume`` is never and there is a run already, the run there has another configuration, nothing can be
+            written there, or ``run.unified`` has no unified model that this run would have made.
     """
     folder = Path(config.run.dir)
     path = folder / RESOLVED
     if path.is_file():
         if config.run.resume == "never":
             raise ConfigError(str(folder), ["run.resume is never, but run.dir holds a run; choose another or remove it"])
-        differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)))
-        if differences and any(folder.glob("checkpoints/*/latest")):
+        differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)), MAY_CHANGE)
+        if differences and any(not path.parent.is_symlink() for path in folder.glob("checkpoints/*/latest")):
             raise ConfigError(str(folder), [*differences, "run.dir holds a run of another configuration; choose another"])
         if differences:
-            _forget_labels(folder)
+            _forget(folder)
     # Read before it is written: a run may be started again with the file that it keeps.
     deepspeed = Path(config.deepspeed).read_text(encoding="utf-8")
     try:
+        if config.run.unified is not None and not (folder / "checkpoints" / UNIFIED).exists():
+            _take_over(Path(config.run.unified), config)
         for name, content in {"deepspeed.json": deepspeed, RESOLVED: dump_config(config)}.items():
             with atomic_write(folder / name) as file:
                 file.write(content)
@@ -60,11 +73,46 @@ def open_run_dir(config: Config) -> None:
         raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
 
 
-def _forget_labels(folder: Path) -> None:
+def _forget(folder: Path) -> None:
     """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
+    _unlink(folder)
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     for labels in (folder / "data").glob("*.labels.arrow"):
         labels.unlink()
+
+
+def _unlink(folder: Path) -> None:
+    for path in (folder / name for name in LINKED):
+        if path.is_symlink():
+            path.unlink()
+
+
+def _take_over(source: Path, config: Config) -> None:
+    """Link the unified model of another run, with its data and tokenizer, and copy what its metrics say of that phase.
+
+    Raises:
+        ConfigError: there is no such model, or this run would have made another one.
+    """
+    folder, train = Path(config.run.dir), config.train
+    if not (source / RESOLVED).is_file():
+        raise ConfigError("run.unified", [f"{source} is no run directory: it has no {RESOLVED}"])
+    # Sums that were mined in training lie in the unified checkpoint.
+    mined = "mine" if config.mine.during == "training" else ""
+    free = [name for name in AFTER_UNIFYING if name != mined]
+    differences = _differences(read_sections(source / RESOLVED), yaml.safe_load(dump_config(config)), free)
+    if differences:
+        raise ConfigError("run.unified", [*differences, f"{source} made its unified model by other settings"])
+    unified = source / "checkpoints" / UNIFIED
+    tag = unified / LATEST
+    if not tag.is_file() or not is_over(Checkpoint.read(unified / tag.read_text().strip()).progress, train.unify, train):
+        raise ConfigError("run.unified", [f"{source} has not finished its unified phase"])
+    _unlink(folder)  # what an attempt that was killed has linked
+    with atomic_write(folder / METRICS_FILE) as copy, (source / METRICS_FILE).open(encoding="utf-8") as lines:
+        copy.writelines(line for line in lines if json.loads(line)["phase"] in (START, UNIFIED))
+    for name in LINKED:
+        if (source / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to((source / name).resolve(), target_is_directory=True)
 
 
 def check_shared(folder: Path, comm: Communicator, patience: float = 10.0) -> None:
@@ -89,12 +137,12 @@ def check_shared(folder: Path, comm: Communicator, patience: float = 10.0) -> No
         )
 
 
-def _differences(old: object, new: object, prefix: str = "") -> list[str]:
-    if prefix in MAY_CHANGE or old == new:
+def _differences(old: object, new: object, free: Collection[str], prefix: str = "") -> list[str]:
+    """Fields that differ, one a line, but for those that are ``free`` to."""
+    if prefix in free or old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [
-            line for key in keys for line in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
+        names = {key: f"{prefix}.{key}" if prefix else str(key) for key in keys}
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), free, names[key])]
     return [f"{prefix}: {new!r} now, {old!r} in {RESOLVED}"]

@@ -33,8 +33,11 @@ def run_config(run_dir: Path) -> Config:
     return load_resolved(path)
 
 
-def checkpoints_of(run_dir: Path, phase: str, which: str = LATEST, count: int = 1) -> list[Checkpoint]:
-    """The newest ``count`` checkpoints of a phase up to the one that ``which`` names (latest, best, or update-000400).
+def checkpoints_of(run_dir: Path, phase: str, which: str | None = None, count: int = 1) -> list[Checkpoint]:
+    """The newest ``count`` checkpoints of a phase up to the one that ``which`` names.
+
+    Args:
+        which: latest, best, or a name such as update-000400; None for the one that the run itself uses (``run.use``).
 
     Raises:
         CheckpointError: there are not as many, or they are of different plans.
@@ -44,6 +47,7 @@ def checkpoints_of(run_dir: Path, phase: str, which: str = LATEST, count: int = 
         phases = sorted(path.name for path in folder.parent.glob("*"))
         raise CheckpointError(f"{run_dir} has no checkpoints of '{phase}' (--arm); there are {', '.join(phases) or 'none'}")
     tags = sorted(path.name for path in folder.glob("update-*"))
+    which = which or pointer_of(folder, run_config(run_dir).run.use)
     pointer = folder / which
     last = pointer.read_text().strip() if which in (LATEST, BEST) and pointer.is_file() else which
     if last not in tags:
@@ -63,14 +67,13 @@ def load_trained(run_dir: Path, phase: str, which: str | None = None, average: i
     """The model of an arm (or ``unified``), or the mean of its newest ``average`` checkpoints.
 
     Args:
-        which: see :func:`checkpoints_of`; None for the one that the run itself uses (``run.use``).
+        which: see :func:`checkpoints_of`.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
         ForeignStateError: the run's configuration no longer builds the model that was saved.
     """
     config = run_config(run_dir)
-    which = which or pointer_of(run_dir / "checkpoints" / phase, config.run.use)
     checkpoints = checkpoints_of(run_dir, phase, which, average)
     for checkpoint in checkpoints:
         faults = list(checkpoint.faults(sorted(checkpoint.files)))

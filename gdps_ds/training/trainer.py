@@ -123,7 +123,8 @@ class Trainer:
         return better_of(best, update, found, self.config.train.select)
 
     def checkpoints(self, name: str) -> PhaseCheckpoints:
-        return PhaseCheckpoints(Path(self.config.run.dir) / "checkpoints" / name, self.config.run.keep_checkpoints)
+        run = self.config.run
+        return PhaseCheckpoints(Path(run.dir) / "checkpoints" / name, run.keep_checkpoints, self.comm)
 
     def progress(self, name: str, total: int, start: int = 0) -> ProgressBar:
         enabled = self.comm.is_main and self.config.track.progress

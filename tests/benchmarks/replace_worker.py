@@ -67,7 +67,7 @@ def live(comm: Communicator, settings: Path, size: str, out: Path) -> dict[str, 
     engine.backward(utterance_losses(engine.forward(batch), batch, 0.1).sum(), batch.target_tokens)
     engine.step(rates)
     step_peak = peak_bytes()
-    checkpoints = PhaseCheckpoints(out / "ours", keep=1)
+    checkpoints = PhaseCheckpoints(out / "ours", 1, comm)
     ratios = []
     for number in range(ROUNDS if size == "small" else 0):
         plain = seconds(lambda: engine.deepspeed.save_checkpoint(str(out / "plain"), tag="tag"))
@@ -89,7 +89,7 @@ def restart(comm: Communicator, settings: Path, size: str, out: Path) -> dict[st
     """The usual way: a new process builds the model, loads the weights, splits it and starts an engine."""
     layers = SIZES[size]["speech_encoder_layers"]
     module = build(size)
-    checkpoint = PhaseCheckpoints(out / "ours", keep=1).latest()
+    checkpoint = PhaseCheckpoints(out / "ours", 1, comm).latest()
     assert checkpoint is not None
     checkpoint.verify(comm)
     with checkpoint.state() as saved:

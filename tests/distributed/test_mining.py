@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from gdps_ds.analysis.sketch import Sketches
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.training.loss import target_tokens, utterance_losses
 from tests.distributed.mining_worker import SETTINGS, batches
 from tests.launch import launch
-from tests.tiny import LANGUAGES, SITES, tiny_model
+from tests.tiny import ALONE, LANGUAGES, SITES, tiny_model
 
 pytestmark = pytest.mark.launcher
 
@@ -49,7 +48,7 @@ def plain(case: str) -> Sketches:
                 decoder_input_ids=batch.decoder_input_ids,
             ).logits
             utterance_losses(logits, batch, 0.1).sum().backward()
-    return gatherer.reduce(Communicator(0, 1, 0, torch.device("cpu")))
+    return gatherer.reduce(ALONE)
 
 
 @pytest.mark.parametrize("case", CASES)

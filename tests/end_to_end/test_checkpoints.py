@@ -156,9 +156,11 @@ def test_training_stops_early_by_dev_bleu_and_arms_start_from_the_best(experimen
 
 def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export([str(finished), "--out", str(tmp_path / "groups")]) == 0
+    assert capsys.readouterr().out.startswith("gdps after update 4 of 4\n")
     for group in ("aeb-gle", "bem-est"):
         assert isinstance(SeamlessM4TForSpeechToText.from_pretrained(tmp_path / "groups" / group), torch.nn.Module)
-        assert json.loads((tmp_path / "groups" / group / "export.json").read_text())["languages"] == group.split("-")
+        note = json.loads((tmp_path / "groups" / group / "export.json").read_text())
+        assert (note["checkpoint"], note["languages"]) == ("update-000004", group.split("-"))
     assert export([str(finished), "--out", str(tmp_path / "groups")]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert export([str(finished), "--average", "2", "--whole", "--out", str(tmp_path / "mean")]) == 0

@@ -26,7 +26,7 @@ CAMPAIGN = [  # in the order of a run: (function, call, rank; -1 for all)
     (STEP, _random.randint(1, 3), 1),
     ("gdps_ds.distributed.saved_state:save_file", 1, 1),
     (f"{SAVING}:_described", 1, 1),
-    (f"{SAVING}:_sync", 3, 0),
+    (f"{SAVING}:sync", 3, 0),
     (f"{SAVING}:PhaseCheckpoints._point", 1, 0),
     (STEP, _random.randint(1, 3), -1),
     (f"{SAVING}:PhaseCheckpoints._prune", 1, 0),

@@ -70,6 +70,19 @@ def test_a_finished_run_is_not_done_again(finished: Path, experiment: Path) -> N
     assert "BLEU gdps" in output
 
 
+def test_arms_may_start_from_the_unified_model_of_another_run(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    before = sorted(finished.rglob("*"))
+    output = run(experiment, tmp_path / "run", f"run.unified={finished}", "plan.groups=[[aeb], [bem, est, gle]]")
+    assert "preparing" not in output and "unified:" not in output
+    assert SharingPlan.load(tmp_path / "run" / "plan.json").groups == (("aeb",), ("bem", "est", "gle"))
+    theirs, ours = losses(finished), losses(tmp_path / "run")
+    assert {step: loss for step, loss in ours.items() if "gdps" not in step[0]} == {
+        step: loss for step, loss in theirs.items() if "gdps" not in step[0]
+    }
+    assert ours["gdps train", 4] != theirs["gdps train", 4]
+    assert sorted(finished.rglob("*")) == before
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
 def test_other_stages_and_world_sizes_give_the_same_run(
     finished: Path, experiment: Path, tmp_path: Path, stage: int, ranks: int

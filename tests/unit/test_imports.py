@@ -9,11 +9,13 @@ import pytest
 
 from tests.launch import ROOT
 
-# A package may import itself, those below it, and the two leaves that everybody may know.
-LEAVES = {"config", "config_file", "plan"}
+# A package may import itself, those below it, and the leaves that everybody may know.
+LEAVES = {"config", "config_file", "files", "launching", "plan"}
 BELOW = {
     "config": set(),
     "config_file": set(),
+    "files": set(),
+    "launching": set(),
     "plan": set(),
     "analysis": set(),
     "model": {"analysis"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,7 @@ def test_no_rank_ends_before_rank_0_has_told_of_a_fault(
     """The launcher ends all of them when it sees the first end."""
     said: list[str] = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(
-        launcher.time, "sleep", lambda seconds: said.append(f"waited {seconds:.0f} s, {capsys.readouterr().err!r}")
-    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: said.append(f"waited {seconds:.0f} s, {capsys.readouterr().err!r}"))
     monkeypatch.setattr(sys, "argv", ["train", "--config", "nowhere.yaml"])
     assert (launcher.main() if launcher is train else launcher.main(["nowhere"])) == 2
     assert said == ([] if rank == "0" else ["waited 30 s, ''"])

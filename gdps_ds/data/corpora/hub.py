@@ -21,7 +21,6 @@ reading again writes nothing, and is decoded as that of every other corpus.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from pydantic import Field, ValidationError, model_validator
 from gdps_ds.config import Language, Section
 from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, one_line, text_of, utterances
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.files import atomic_path
 
 DESCRIPTION = "hub.yaml"
 
@@ -156,8 +156,6 @@ def _local_audio(audio: Mapping[str, Any] | None, source: Path, copies: Path) ->
         return str(source / path)
     copy = copies / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{Path(path).suffix}"
     if not copy.is_file():
-        copies.mkdir(parents=True, exist_ok=True)
-        partial = copies / f".{uuid.uuid4().hex}.partial"
-        partial.write_bytes(content)
-        partial.replace(copy)
+        with atomic_path(copy) as partial:
+            partial.write_bytes(content)
     return str(copy)

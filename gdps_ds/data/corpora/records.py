@@ -20,7 +20,8 @@ from gdps_ds.data.corpora.files import (
     text_of,
     utterances,
 )
-from gdps_ds.data.manifest import Measured, Utterance, digest_of, stream_manifest
+from gdps_ds.data.manifest import Measured, Utterance, stream_manifest
+from gdps_ds.files import digest_of
 
 BEMBA = Pair("bem", "eng")
 PLACEHOLDER = "placeholder text"

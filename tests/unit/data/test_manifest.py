@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 
 from gdps_ds.data.manifest import (
     MAX_LISTED_FAULTS,
     DataError,
     ManifestError,
     Utterance,
-    atomic_write,
     read_manifest,
     stream_manifest,
     write_manifest,
@@ -178,30 +175,3 @@ def test_the_writer_refuses_what_the_reader_would_and_keeps_the_old_file(tmp_pat
     with pytest.raises(ManifestError, match="its id is on line 1 already"):
         write_manifest(path, [good, good])
     assert read_manifest(path) == [good]
-
-
-def test_an_interrupted_write_leaves_neither_a_new_file_nor_litter(tmp_path: Path) -> None:
-    path = tmp_path / "m.txt"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), r"\[Errno 28\] No space left on device"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), r"\[Errno 122\] Disk quota exceeded"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), r"\[Errno 28\] No"),
-    ],
-)
-def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, error: Exception, message: str) -> None:
-    path = tmp_path / "m.txt"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(OSError, match=rf"{message}.*: '{path}'"), atomic_write(path):
-        raise error
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]

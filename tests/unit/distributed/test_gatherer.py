@@ -10,16 +10,14 @@ from torch import Tensor
 from gdps_ds.analysis.sketch import Sketches, random_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.data.collate import Batch
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.gatherer import GradientGatherer, _exact_halves
 from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, lanes_of
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import split_model
 from gdps_ds.training.loss import target_tokens, utterance_losses
-from tests.tiny import HIDDEN, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
+from tests.tiny import ALONE, HIDDEN, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
 
 SEED, FOLDS, K = 5, 4, 12
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
 SETTINGS = MineConfig(sketch=K, folds=FOLDS)
 
 

@@ -14,12 +14,10 @@ from gdps_ds.config import DecodeConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.table import UtteranceTable
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.evaluation.decoding import translate
 from gdps_ds.evaluation.replica import Replica
-from tests.tiny import tiny_model
+from tests.tiny import ALONE, tiny_model
 
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
 LENGTHS = np.array([30, 50, 40], dtype=np.int32)
 
 

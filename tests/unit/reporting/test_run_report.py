@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from itertools import permutations
@@ -13,112 +10,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from gdps_ds.analysis.planner import fold_weights, make_plan
-from gdps_ds.analysis.sketch import SiteSketch, Sketches
-from gdps_ds.config import Config, DecodeConfig, PlanConfig
-from gdps_ds.config_file import dump_config
-from gdps_ds.data.manifest import DataError, Utterance
-from gdps_ds.data.table import write_utterances
+from gdps_ds.analysis.sketch import SiteSketch
+from gdps_ds.config import DecodeConfig, PlanConfig
+from gdps_ds.data.manifest import DataError
 from gdps_ds.evaluation.comparison import compare
-from gdps_ds.evaluation.decoding import Translation
-from gdps_ds.evaluation.systems import System, write_translations
 from gdps_ds.reporting.run_metrics import curves, durations, read_metrics
 from gdps_ds.reporting.run_record import RunDir
 from gdps_ds.reporting.run_report import finish_report, losses, make_parts, mean_similarity, similarities
-from gdps_ds.reporting.samples import Sample, choose, flac, marked, sample_sections, with_audio
 from gdps_ds.reporting.score_tables import write_tables
 from launchers.report import main
 from tests.launch import ROOT
 from tests.unit.analysis.planted import PlantedSite, plant
+from tests.unit.reporting.runs import (
+    LANGUAGES,
+    TORN,
+    UNIFIED,
+    UPDATES,
+    metrics,
+    sketches,
+    systems,
+)
 from tests.unit.reporting.test_plan_report import Page
-
-CALM, TORN = "encoder.layers.2.ffn2", "encoder.layers.10.ffn2"
-LANGUAGES = ("aeb", "bem", "est", "gle")
-WORDS = ("the", "small", "dog", "saw", "a", "big", "cat", "on", "the", "old", "wall", "near", "my", "house", "today")
-PLAN = {"round_to": 8, "bootstrap": 100, "sites": [TORN]}
-UNIFIED, UPDATES = 8, 4
-
-
-def sketches(noise: float = 0.5) -> Sketches:
-    sites = {CALM: PlantedSite(between=0.97), TORN: PlantedSite(between=0.4)}
-    return plant([0, 1, 0, 0], sites, noise=noise, seed=0).sketches
-
-
-def utterance(folder: Path, language: str, number: int) -> Utterance:
-    """Half a second of noise in a file that is longer, and a target text."""
-    path = folder / "audio" / f"{language}.wav"
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        samples = np.random.default_rng(len(language)).uniform(-0.5, 0.5, 48_000)
-        soundfile.write(path, samples, 16_000, subtype="PCM_16")
-    text = " ".join(WORDS[number : number + 8])
-    return Utterance(f"{language}-{number}", str(path), language, "eng", text, f"<{language}> {number}", 0.25 * number, 0.5)
-
-
-def metrics() -> list[dict]:
-    """Ten seconds between the lines of both attempts; the second repeats update 4 and starts 1000 s after the first."""
-    lines: list[dict] = [{"phase": "start", "update": 0, "time": 0.0}]
-
-    def add(phase: str, update: int, seconds: float = 10.0, **values: object) -> None:
-        lines.append({"phase": phase, "update": update, "time": lines[-1]["time"] + seconds} | values)
-
-    def train(phase: str, update: int, loss: float) -> None:
-        by_language = {name: loss + place / 10 for place, name in enumerate((*LANGUAGES, "all"))}
-        add(phase, update, loss=by_language, seen={"tokens": 9.0, "utterances": 50.0}, data_wait=0.25, padding=0.125)
-
-    train("unified", 2, 5.0)
-    train("unified", 4, 4.5)
-    add("start", 0, 1000.0)
-    train("unified", 4, 4.0)
-    for update in (6, 8):
-        train("unified", update, 5.0 - update / 4)
-        add("unified", update, 5.0, dev={name: 3.0 - update / 8 for name in (*LANGUAGES, "all")})
-    add("plan", 0, 30.0, digest="0", sites=1, groups=[["bem"], ["aeb", "est", "gle"]])
-    add("split", 0, 2.0, before=2.0, after=2.0)
-    for arm, gain in (("gdps", 0.2), ("uniform", 0.1)):
-        for update in (2, 4):
-            train(arm, update, 3.0 - gain)
-        add(arm, 4, 5.0, dev={name: 2.0 - gain for name in (*LANGUAGES, "all")})
-        add(f"scores-{arm}", 0, 7.0)
-    return lines
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four languages with its report; gdps translates without fault, uniform not."""
-    tmp_path = tmp_path_factory.mktemp("runs")
-    folder = tmp_path / "some run"
-    folder.mkdir()
-    config = Config.model_validate(
-        {
-            "deepspeed": "zero.json",
-            "run": {"dir": str(folder)},
-            "data": {"languages": LANGUAGES, "corpora": [{"layout": "manifest", "root": "."}]},
-            "train": {"unify": {"updates": UNIFIED, "lr": 0.1}, "specialise": {"updates": UPDATES, "lr": 0.1}},
-            "plan": PLAN,
-            "decode": {"resamples": 50, "trials": 100},
-        }
-    )
-    (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "deepspeed.json").write_text('{"zero_optimization": {"stage": 2}}')
-    (folder / "summary.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics()))
-    sketches().save(folder / "sketches.safetensors")
-    make_plan(sketches(), PlanConfig.model_validate(PLAN)).save(folder / "plan.json")
-    test = [utterance(tmp_path, language, number) for language in LANGUAGES for number in range(5)]
-    write_utterances(folder / "data" / "test.arrow", test, "key")
-    for system in systems(test):
-        write_translations(folder / "hypotheses" / f"{system.name}.jsonl", system.translations)
-    assert finish_report(folder) == f"report: {folder}/report.html"
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("report*")))
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +44,6 @@ def shown(run: Path) -> str:
     """All text of the report but its tables, without drawing anything."""
     sections = [section for part in make_parts(RunDir(run)).values() for section in part]
     return "\n".join(text for section in sections for text in (section.title, *section.text, section.summary))
-
-
-def systems(test: list[Utterance]) -> list[System]:
-    right = [Translation(each.id, each.source_lang, "eng", str(each.target_text), each.target_text) for each in test]
-    wrong = [dataclasses.replace(row, hypothesis=row.hypothesis.replace("cat", "<b>cow</b>")) for row in right]
-    return [System("gdps", tuple(right)), System("uniform", tuple(wrong))]
 
 
 def test_the_page_needs_nothing_else_and_shows_every_part(finished: Path, page: Page) -> None:
@@ -319,78 +227,6 @@ def test_the_shared_lane_is_shown_beside_the_baseline_after_the_split(run: Path)
     assert shown == ["unified, before", "gdps, after: shared lane", "uniform, after"]
     centres = [np.mean(container.lines[0].get_xdata()) for container in axes.containers]
     assert centres[1] > centres[0] == pytest.approx(centres[2])
-
-
-# Samples --------------------------------------------------------------------------------------------------------------
-
-
-def test_speech_in_the_page_is_the_utterance(finished: Path) -> None:
-    html = (finished / "report.html").read_text()
-    players = re.findall(r'<audio controls preload="metadata"[^>]*src="data:audio/flac;base64,([^"]*)"', html)
-    assert len(players) == 3 * len(LANGUAGES)
-    original, _ = soundfile.read(next(iter(RunDir(finished).test_set.values())).audio)
-    starts = [round(0.25 * number * 16_000) for number in range(5)]
-    for player in players:
-        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(player)))
-        assert (rate, len(samples)) == (16_000, 8_000)
-        assert min(np.abs(samples - original[start : start + 8_000]).max() for start in starts) < 1e-4
-
-
-def test_samples_do_not_depend_on_the_order_and_every_language_comes_first_once(tmp_path: Path) -> None:
-    test = [utterance(tmp_path, language, number) for language in LANGUAGES for number in range(5)]
-    chosen = choose(systems(test), test)
-    assert choose(systems(test[::-1]), test) == chosen
-    assert [sample.language for sample in chosen] == list(LANGUAGES) * 3
-    assert all(sample.hypotheses["gdps"] == sample.reference for sample in chosen)
-    many = [dataclasses.replace(test[0], id=str(number), source_lang=f"l{number:03}") for number in range(100)]
-    assert len(choose(systems(many), many)) == 100
-
-
-def test_audio_stays_within_its_limit_and_what_is_left_out_says_so(tmp_path: Path) -> None:
-    test = {each.id: each for each in (utterance(tmp_path, language, n) for language in LANGUAGES for n in range(5))}
-    chosen = choose(systems(list(test.values())), test.values())
-    size = len(flac(test[chosen[0].id]))
-    heard = with_audio(chosen, test, limit=round(4.5 * size))
-    assert [sample.audio is not None for sample in heard] == [True] * 4 + [False] * 8
-    assert all("audio left out: the page holds" in sample.note for sample in heard[4:])
-
-
-def test_audio_that_is_gone_is_a_note(tmp_path: Path) -> None:
-    test = {each.id: each for each in (utterance(tmp_path, language, 0) for language in LANGUAGES)}
-    chosen = choose(systems(list(test.values())), test.values())
-    Path(test["bem-0"].audio).unlink()
-    del test["gle-0"]
-    notes = {sample.language: sample.note for sample in with_audio(chosen, test)}
-    assert notes["aeb"] == "" and f"{tmp_path}/audio/bem.wav: missing file" in notes["bem"]
-    assert notes["gle"] == "no audio: the run's data has no such utterance"
-    assert "missing file" in str(sample_sections(with_audio(chosen, test))[1].tables[0].rows[0][1])
-
-
-@pytest.mark.parametrize(
-    ("hypothesis", "reference", "expected"),
-    [
-        ("a b c", "a b c", "a b c"),
-        ("a x y c", "a b c", "a <mark>x y</mark> c"),
-        ("<i> & b", "a b", "<mark>&lt;i&gt; &amp;</mark> b"),
-        ("x <y>", None, "x &lt;y&gt;"),
-        ("", "a", "<em>empty</em>"),
-    ],
-)
-def test_words_that_the_reference_lacks_are_marked(hypothesis: str, reference: str | None, expected: str) -> None:
-    assert str(marked(hypothesis, reference)) == expected
-
-
-def test_texts_are_no_markup() -> None:
-    sample = Sample("<id>", "aeb", None, "<src>", "<ref>", {"gdps": "<hyp>"}, None, "<note>")
-    ((section,), rows) = (sample_sections([sample]), dict(sample_sections([sample])[0].tables[0].rows))
-    assert section.tables[0].head == ("<id>", "")
-    assert rows == {
-        "": "<note>",
-        "spoken": "<bdi>&lt;src&gt;</bdi>",
-        "reference": "<bdi>&lt;ref&gt;</bdi>",
-        "gdps": "<mark>&lt;hyp&gt;</mark>",
-    }
-    assert type(rows[""]) is str  # escaped by the page
 
 
 def test_the_command_runs_from_the_shell(tmp_path: Path) -> None:

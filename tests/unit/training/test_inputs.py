@@ -21,9 +21,9 @@ from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
+from tests.tiny import ALONE
 from tests.unit.data.fixtures import tone
 
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 

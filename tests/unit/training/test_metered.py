@@ -3,11 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.training.metered import MeteredBatches
-from tests.tiny import random_batch
-
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+from tests.tiny import ALONE, random_batch
 
 
 def test_waiting_and_padding_are_shares_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,10 @@ import torch
 
 from gdps_ds.config import GuardConfig
 from gdps_ds.data.manifest import DataError
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.training.language_losses import LanguageLosses, NonFiniteUpdates
 from gdps_ds.training.run_dir import check_shared
-from tests.tiny import LANGUAGES, random_batch
+from tests.tiny import ALONE, LANGUAGES, random_batch
 
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
 PLAIN = {"by_loss_scale": False, "mined": False}
 
 

@@ -11,12 +11,9 @@ import torch
 
 from gdps_ds.analysis.sketch import seed_of
 from gdps_ds.config_file import ConfigError
-from gdps_ds.distributed.comm import Communicator
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, pcgrad_weights, require_stage_zero
-from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model
-
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+from tests.tiny import ALONE, LANGUAGES, SITES, random_batch, tiny_model
 
 
 def algorithm_1(gradients: np.ndarray, generator: np.random.Generator) -> np.ndarray:

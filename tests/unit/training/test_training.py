@@ -1,4 +1,4 @@
-"""What the loop is made of: schedule, losses, run directory."""
+"""What the loop is made of: schedule, losses, the split."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gdps_ds.config import Config, ModelConfig, PhaseConfig, SpecialiseConfig
-from gdps_ds.config_file import ConfigError, load_config
+from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
+from gdps_ds.config_file import ConfigError
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
 from gdps_ds.model.surgery import split_model
@@ -20,12 +20,8 @@ from gdps_ds.training import phases
 from gdps_ds.training.language_losses import LanguageLosses
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.mining import MiningWindow
-from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.schedule import decay, hyperparameters
-from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
-from tests.unit.reporting.test_tracking import config
-
-ALONE = Communicator(0, 1, 0, torch.device("cpu"))
+from tests.tiny import ALONE, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train
 
 
 def test_warm_up_then_inverse_square_root() -> None:
@@ -136,65 +132,3 @@ def test_a_split_that_changes_the_function_ends_the_run(
     else:
         assert replace() is engine
     assert f"split: loss 2.000000 before, {2 + jump:.6f} after" in capsys.readouterr().out
-
-
-@pytest.fixture
-def run_config(tmp_path: Path) -> Config:
-    (tmp_path / "zero.json").write_text("{}")
-    return config(tmp_path / "run").model_copy(update={"deepspeed": str(tmp_path / "zero.json")})
-
-
-def test_the_run_directory_keeps_the_configuration(run_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_run_dir(run_config)
-    open_run_dir(run_config)
-    assert load_config(Path(run_config.run.dir) / "config.yaml") == run_config
-
-
-def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
-    open_run_dir(run_config)
-    tracked = run_config.model_copy(update={"track": run_config.track.model_copy(update={"wandb": True})})
-    open_run_dir(tracked)
-    other = run_config.model_copy(update={"train": run_config.train.model_copy(update={"clip_norm": 3.0})})
-    (Path(run_config.run.dir) / "checkpoints" / "unified").mkdir(parents=True)
-    (Path(run_config.run.dir) / "checkpoints" / "unified" / "latest").write_text("update-000002")
-    with pytest.raises(ConfigError, match=r"train\.clip_norm: 3\.0 now, 1\.0 in config\.yaml"):
-        open_run_dir(other)
-    never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
-    with pytest.raises(ConfigError, match=r"run\.resume is never, but run\.dir holds a run"):
-        open_run_dir(never)
-    (Path(run_config.run.dir) / "config.yaml").write_text("run: [")
-    with pytest.raises(ConfigError, match=r"run/config\.yaml: 1 fault\(s\)\n  - not valid YAML"):
-        open_run_dir(run_config)
-
-
-def test_until_the_first_checkpoint_the_configuration_may_change(run_config: Config) -> None:
-    open_run_dir(run_config)
-    folder = Path(run_config.run.dir)
-    made = [
-        folder / "tokenizer" / "tokenizer_config.json",
-        folder / "data" / "train.labels.arrow",
-        folder / "data" / "train.arrow",
-    ]
-    for path in made:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    open_run_dir(run_config)
-    assert all(path.is_file() for path in made)
-    open_run_dir(run_config.model_copy(update={"model": ModelConfig(vocab_size=80)}))
-    assert [path.is_file() for path in made] == [False, False, True]
-    assert load_config(folder / "config.yaml").model.vocab_size == 80
-
-
-def test_a_run_directory_that_cannot_be_written_to_is_named(run_config: Config, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for name, reason in {"file": "File exists", "file/run": "Not a directory"}.items():
-        elsewhere = run_config.model_copy(update={"run": run_config.run.model_copy(update={"dir": str(tmp_path / name)})})
-        with pytest.raises(ConfigError, match=rf"{name}: 1 fault\(s\)\n  - run\.dir cannot be written to: .*{reason}"):
-            open_run_dir(elsewhere)
-
-
-def test_a_run_may_be_started_again_with_the_deepspeed_file_that_it_keeps(run_config: Config) -> None:
-    open_run_dir(run_config)
-    kept = Path(run_config.run.dir) / "deepspeed.json"
-    open_run_dir(run_config.model_copy(update={"deepspeed": str(kept)}))
-    assert kept.read_text() == Path(run_config.deepspeed).read_text() == "{}"

@@ -1,0 +1,73 @@
+"""Files and folders that are whole or not there: written aside, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[TextIO]:
+    """Open a text file that takes the place of ``path`` only when the block ends without an error."""
+    with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for a file that takes its place only when the block ends without an error.
+
+    Raises:
+        OSError: naming ``path``, where the disk is full; the file that was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except Exception as error:
+        # Libraries tell of a full disk by errors of their own, and name no file.
+        number = errno.ENOSPC if "(os error 28)" in str(error) else getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` that takes its place only when the block ends without an error.
+
+    One process at a time may write it.
+    """
+    # A fixed name, so that what a killed process left behind is cleared away by the next one.
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,124 @@
+"""The run directory: what it keeps, what may change in it, and what it takes over of another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from gdps_ds.config import Config, MineConfig, ModelConfig, PlanConfig
+from gdps_ds.config_file import ConfigError, load_config
+from gdps_ds.data.sampling import Position
+from gdps_ds.plan import SharingPlan
+from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
+from gdps_ds.training.run_dir import open_run_dir
+from tests.tiny import ALONE
+
+
+def test_the_run_directory_keeps_the_configuration(run_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_run_dir(run_config)
+    open_run_dir(run_config)
+    assert load_config(Path(run_config.run.dir) / "config.yaml") == run_config
+
+
+def test_another_run_is_refused_field_by_field(run_config: Config) -> None:
+    open_run_dir(run_config)
+    tracked = run_config.model_copy(update={"track": run_config.track.model_copy(update={"wandb": True})})
+    open_run_dir(tracked)
+    other = run_config.model_copy(update={"train": run_config.train.model_copy(update={"clip_norm": 3.0})})
+    (Path(run_config.run.dir) / "checkpoints" / "unified").mkdir(parents=True)
+    (Path(run_config.run.dir) / "checkpoints" / "unified" / "latest").write_text("update-000002")
+    with pytest.raises(ConfigError, match=r"train\.clip_norm: 3\.0 now, 1\.0 in config\.yaml"):
+        open_run_dir(other)
+    never = run_config.model_copy(update={"run": run_config.run.model_copy(update={"resume": "never"})})
+    with pytest.raises(ConfigError, match=r"run\.resume is never, but run\.dir holds a run"):
+        open_run_dir(never)
+    (Path(run_config.run.dir) / "config.yaml").write_text("run: [")
+    with pytest.raises(ConfigError, match=r"run/config\.yaml: 1 fault\(s\)\n  - not valid YAML"):
+        open_run_dir(run_config)
+
+
+def test_until_the_first_checkpoint_the_configuration_may_change(run_config: Config) -> None:
+    open_run_dir(run_config)
+    folder = Path(run_config.run.dir)
+    made = [
+        folder / "tokenizer" / "tokenizer_config.json",
+        folder / "data" / "train.labels.arrow",
+        folder / "data" / "train.arrow",
+    ]
+    for path in made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    open_run_dir(run_config)
+    assert all(path.is_file() for path in made)
+    open_run_dir(run_config.model_copy(update={"model": ModelConfig(vocab_size=80)}))
+    assert [path.is_file() for path in made] == [False, False, True]
+    assert load_config(folder / "config.yaml").model.vocab_size == 80
+
+
+def test_a_run_directory_that_cannot_be_written_to_is_named(run_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in {"file": "File exists", "file/run": "Not a directory"}.items():
+        elsewhere = run_config.model_copy(update={"run": run_config.run.model_copy(update={"dir": str(tmp_path / name)})})
+        with pytest.raises(ConfigError, match=rf"{name}: 1 fault\(s\)\n  - run\.dir cannot be written to: .*{reason}"):
+            open_run_dir(elsewhere)
+
+
+def test_a_run_may_be_started_again_with_the_deepspeed_file_that_it_keeps(run_config: Config) -> None:
+    open_run_dir(run_config)
+    kept = Path(run_config.run.dir) / "deepspeed.json"
+    open_run_dir(run_config.model_copy(update={"deepspeed": str(kept)}))
+    assert kept.read_text() == Path(run_config.deepspeed).read_text() == "{}"
+
+
+@pytest.fixture
+def unified(run_config: Config) -> Config:
+    """A run that has made its unified model."""
+    open_run_dir(run_config)
+    phase = Path(run_config.run.dir) / "checkpoints" / "unified"
+    progress = Progress(run_config.train.unify.updates, Position())
+    (phase / "update-000001").mkdir(parents=True)
+    SharingPlan.uniform(run_config.data.languages).save(phase / "update-000001" / "plan.json")
+    manifest = {"format": 2, "progress": asdict(progress), "files": {}}
+    (phase / "update-000001" / "checkpoint.json").write_text(json.dumps(manifest))
+    (phase / "latest").write_text("update-000001")
+    lines = [{"phase": name, "update": 1} for name in ("start", "unified", "plan", "gdps")]
+    (phase.parent.parent / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run_config
+
+
+def after(unified: Config, **sections: object) -> Config:
+    """A run in another directory that takes over the unified model."""
+    folder = Path(unified.run.dir)
+    run = unified.run.model_copy(update={"dir": str(folder.parent / "second"), "unified": str(folder)})
+    return unified.model_copy(update={"run": run} | sections)
+
+
+def test_the_unified_model_of_another_run_is_taken_over(unified: Config) -> None:
+    folder = Path(unified.run.dir).parent / "second"
+    for bootstrap in (10, 20, 20):  # until there is a checkpoint of its own, it may change its mind
+        open_run_dir(after(unified, plan=PlanConfig(bootstrap=bootstrap)))
+        assert PhaseCheckpoints(folder / "checkpoints" / "unified", 1, ALONE).latest() is not None
+    assert [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == ["start", "unified"]
+    assert load_config(folder / "config.yaml").run.unified == unified.run.dir
+
+
+def test_a_unified_model_that_this_run_would_not_have_made_is_refused(unified: Config) -> None:
+    folder, phase = Path(unified.run.dir), Path(unified.run.dir) / "checkpoints" / "unified"
+    train = unified.train.model_copy(update={"clip_norm": 3.0})
+    with pytest.raises(
+        ConfigError, match=r"run\.unified: 2 fault\(s\)\n  - train\.clip_norm: 3\.0 now.*\n.*/run made its unified"
+    ):
+        open_run_dir(after(unified, train=train))
+    mined = MineConfig(during="training", updates=1, sketch=8)
+    with pytest.raises(ConfigError, match=r"mine\.sketch: 8 now, 64 in config\.yaml"):
+        open_run_dir(after(unified, mine=mined))
+    (phase / "latest").unlink()
+    with pytest.raises(ConfigError, match=r"/run has not finished its unified phase"):
+        open_run_dir(after(unified))
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"/run is no run directory: it has no config\.yaml"):
+        open_run_dir(after(unified))
+    assert not (folder.parent / "second").exists()
