@@ -38,10 +38,10 @@ podman run --rm gdps_ds | grep -q "usage: train.py" || failed "its default comma
 mkdir -m 777 "${work}/data"
 podman run --rm --volume "${work}/data:/data" gdps_ds prepare --corpus demo --root /data/demo > /dev/null
 sed 's#build/demo-corpus#/data/demo#' ds_configs/experiments/demo.yaml > "${work}/data/demo.yaml"
+few='train.unify.updates=12 train.specialise.updates=4 train.log_every=2 train.checkpoint_every=100 mine.updates=4 track.report=false'
 podman run --rm --volume "${work}/data:/data" gdps_ds python -c "
 from gdps_ds.config_file import dump_config, load_config
-few = ['train.unify.updates=12', 'train.specialise.updates=4', 'mine.updates=4', 'train.checkpoint_every=100', 'track.report=false']
-config = load_config('/data/demo.yaml', ['run.dir=/runs/first', *few])
+config = load_config('/data/demo.yaml', ['run.dir=/runs/first', *'${few}'.split()])
 open('/data/experiment.yaml', 'w').write(dump_config(config))"
 
 printf '#!/bin/sh\nexec podman --root %s/store --runroot %s/run --tmpdir %s/tmp "$@"\n' "${work}" "${work}" "${work}" \
@@ -49,15 +49,21 @@ printf '#!/bin/sh\nexec podman --root %s/store --runroot %s/run --tmpdir %s/tmp 
 chmod +x "${work}/podman"
 export DATA=${work}/data NPROC=1
 compose() { podman-compose --podman-path "${work}/podman" --file docker/compose.yaml "$@"; }
+up() { compose up --no-build --detach > "${work}/compose.log" 2>&1 || { cat "${work}/compose.log"; failed "compose.yaml"; }; }
+logs() { podman ps --all --quiet | xargs -n 1 podman logs 2>&1; }
 
-compose up --no-build --detach > "${work}/compose.log" 2>&1 || { cat "${work}/compose.log"; failed "compose.yaml could not be started"; }
-nodes=$(podman ps --quiet)
-[[ $(wc -w <<< "${nodes}") == 2 ]] || failed "compose.yaml started other than two nodes"
-metrics=$(podman volume inspect docker_runs --format '{{.Mountpoint}}')/first/metrics.jsonl
+up
+mapfile -t nodes < <(podman ps --quiet)
+[[ ${#nodes[@]} == 2 ]] || failed "compose.yaml started ${#nodes[@]} nodes"
+folder=$(podman volume inspect docker_runs --format '{{.Mountpoint}}')/first
 for _ in {1..600}; do
-    grep -sq '"update": 8' "${metrics}" && break
+    grep -sq '"update": 6,' "${folder}/metrics.jsonl" && break
     sleep 1
 done
-# shellcheck disable=SC2086  # two words
-podman stop --time 300 ${nodes} > /dev/null
-podman logs --latest
+podman stop --time 300 "${nodes[@]}" > /dev/null
+logs | grep -q "stopped by a signal after update .* the checkpoint is written" || { logs; failed "the nodes have saved nothing"; }
+up
+[[ $(podman wait "${nodes[@]}" | sort -u) == 0 ]] || { logs; failed "the nodes have not gone on to the end"; }
+logs | grep "going on after update"
+grep "BLEU" "${folder}/summary.txt"
+echo "image-check: passed"

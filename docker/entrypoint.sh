@@ -8,6 +8,8 @@ set -eu
 case "${1:-}" in
     train)
         shift
+        # Seconds that ranks have to save a checkpoint when the container is stopped.
+        export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}"
         exec torchrun \
             --nnodes "${NODES:-1}" --node-rank "${NODE_RANK:-0}" --nproc-per-node "${NPROC:-auto}" \
             --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
