@@ -16,7 +16,9 @@ MODES = ("warm", "cold", "unsplit", "two-sites", "checkpointing", "wider")
 SCENARIOS = ("again", "ten-swaps", "failing")
 SWAPPED_TEN_TIMES = ("zero2", "zero3")
 RUNS = [f"{stage}:{mode}" for stage in STAGES for mode in (*MODES, "again")]
-RUNS += [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES]
+# Stage 1 holds its state as stage 2 does.
+for mode in ("cold", "two-sites", "checkpointing", "wider"):
+    RUNS.remove(f"zero1:{mode}")
 RUNS += ["zero2:failing", "zero3:failing", "zero2_offload:warm", "zero2_bf16:warm"]
 
 ROUNDING = 5e-6
@@ -37,7 +39,8 @@ def results(request: pytest.FixtureRequest, by_ranks: dict[int, Results]) -> Res
 
 def _run(ranks: int, folder: Path) -> Results:
     out = folder / "results.json"
-    runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in RUNS]
+    scenarios = [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES] if ranks == 2 else []
+    runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in RUNS + scenarios]
     code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks, timeout=540)
     assert code == 0 and out.exists(), output[-3000:]
     return json.loads(out.read_text())
@@ -66,9 +69,9 @@ def test_moments_travel_with_their_neurons(results: Results) -> None:
 
 
 def test_new_neurons_have_random_inputs_and_nothing_else(results: Results) -> None:
-    for stage in STAGES:
-        expected = {"master": [True, False], "exp_avg": [False, False], "exp_avg_sq": [False, False]}
-        assert results[f"{stage}:wider"]["new"] == expected, stage
+    new = {name: result["new"] for name, result in results.items() if name.endswith(":wider")}
+    expected = {"master": [True, False], "exp_avg": [False, False], "exp_avg_sq": [False, False]}
+    assert new == {f"{stage}:wider": expected for stage in ("zero0", "zero2", "zero3")}
 
 
 def test_nothing_of_the_old_engine_is_left(results: Results) -> None:
@@ -90,8 +93,9 @@ def test_splitting_further_keeps_the_loss_and_regrouping_does_not(results: Resul
         assert result["blocks"] == ["SeamlessM4TConformerFeedForward"] * 2, stage
 
 
-def test_ten_swaps_leave_no_trace(results: Results) -> None:
+def test_ten_swaps_leave_no_trace(by_ranks: dict[int, Results]) -> None:
     """Five splits and five merges: state bit-equal, one engine alive, no memory taken, training as if nothing had been."""
+    results = by_ranks[2]
     for stage in SWAPPED_TEN_TIMES:
         result = results[f"{stage}:ten-swaps"]
         assert (result["changed"], result["alive"]) == ([], 1), stage
@@ -111,8 +115,10 @@ def test_a_failure_on_one_rank_leaves_the_old_model_on_all(by_ranks: dict[int, R
 
 @pytest.mark.parametrize("mode", (*MODES, "again"))
 def test_every_stage_trains_as_stage_0(results: Results, mode: str) -> None:
-    for stage in STAGES[1:]:
-        assert results[f"{stage}:{mode}"]["losses"] == pytest.approx(results[f"zero0:{mode}"]["losses"], abs=5e-5), stage
+    names = [name for name in RUNS if name in {f"{stage}:{mode}" for stage in STAGES[1:]}]
+    assert len(names) >= 2
+    for name in names:
+        assert results[name]["losses"] == pytest.approx(results[f"zero0:{mode}"]["losses"], abs=5e-5), name
 
 
 def test_the_split_changes_what_is_learnt(results: Results) -> None:

@@ -38,23 +38,23 @@ def test_a_rank_that_fails_or_hangs_ends_the_job_with_the_cause_last(experiment:
 
 
 def test_an_update_that_is_not_finite_ends_the_run_or_is_left_out(experiment: Path, tmp_path: Path) -> None:
-    """The same utterance at ZeRO 2, and 0 where DeepSpeed itself would apply it; on 2 ranks and on 1."""
+    """At ZeRO 2, and 0 where DeepSpeed itself would apply it; the soak has all stages and numbers of ranks."""
     poisoned = ("--poison", "est-train-00003")
     lines = broken(experiment, tmp_path / "stop", *poisoned)
     assert re.match(
         r"train: update \d of unified: the loss of est-train-00003 is not finite; mend the data, lower", lines[-1]
     ), lines
     found = []
-    for name, stage, ranks in (("a", 2, 2), ("b", 0, 2), ("c", 3, 1)):
+    for name, stage in (("a", 2), ("b", 0)):
         overrides = (f"run.dir={tmp_path / name}", f"deepspeed=ds_configs/zero{stage}.json", "run.arms=[uniform]")
         options = ("guard.nonfinite=skip", "plan.groups=auto")
-        code, output = launch(KILLED, *poisoned, "--config", experiment, *overrides, *options, ranks=ranks)
+        code, output = launch(KILLED, *poisoned, "--config", experiment, *overrides, *options)
         assert code == 0, output[-3000:]
         assert "est-train-00003 is not finite; the update is left out" in output
         assert sum(line.get("skipped", 0) for line in metrics(tmp_path / name, "unified")) >= 1
         found.append(losses(tmp_path / name))
     assert all(math.isfinite(loss) for loss in found[0].values())
-    assert found[1] == pytest.approx(found[0], abs=2e-4) and found[2] == pytest.approx(found[0], abs=2e-4)
+    assert found[1] == pytest.approx(found[0], abs=2e-4)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(finished: Path, experiment: Path, tmp_path: Path) -> None:
