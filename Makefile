@@ -38,7 +38,7 @@ audit: .venv/ready
 		> build/audit.txt 2>&1 || true
 	@! grep -A 1000 -E '^Found [0-9]+ known' build/audit.txt
 
-# Builds and starts the CPU image without a registry, on a base made of Debian's packages; needs root, buildah and debootstrap.
+# Builds the CPU image without a registry, and trains with it on the two nodes of compose.yaml; needs root, podman and debootstrap.
 image-check: .venv/ready
 	docker/check.sh
 

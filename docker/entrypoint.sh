@@ -8,6 +8,7 @@ set -eu
 case "${1:-}" in
     train)
         shift
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
         # Seconds that ranks have to save a checkpoint when the container is stopped.
         export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}"
         exec torchrun \

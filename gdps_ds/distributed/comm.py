@@ -7,10 +7,8 @@ and what all ranks must agree on is compared by digest before it is used.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
@@ -19,12 +17,8 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
-from torch.utils.cpp_extension import get_default_build_root
 
 T = TypeVar("T")
-
-BUILD_SECONDS = 300.0
-"""What the compiler may take for DeepSpeed's extension; on a loaded machine it takes two minutes."""
 
 
 class RankZeroError(RuntimeError):
@@ -57,9 +51,11 @@ class Communicator:
             timeout: seconds that ranks wait for each other, here and in collectives; None takes DeepSpeed's default.
 
         Raises:
-            MeetingError: rank 0's port is in use, a rank has not come in time, or a build of DeepSpeed's extension was killed.
+            MeetingError: rank 0's port is in use, or a rank has not come in time.
         """
-        _wait_for_build()
+        # On CPU DeepSpeed would compile collectives in shared memory, which only its inference uses: that needs a compiler, a
+        # build that is killed leaves a lock for which later starts wait without end, and every rank leaves 66 MB in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
@@ -72,24 +68,12 @@ class Communicator:
             raise MeetingError(f"ranks cannot meet at {place}: {str(error).partition(chr(10))[0]}; {advice}") from error
         comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
         comm._timeout = timeout
-        comm._unlink_shared_memory()
         return comm
 
     @staticmethod
     def stop() -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _unlink_shared_memory(self) -> None:
-        """Give DeepSpeed's shared-memory buffer back to the system when this process ends, however it ends.
-
-        On CPU each rank creates a file of 66 MB under /dev/shm and never removes it. Once all ranks have mapped it, the name
-        is not needed any more.
-        """
-        self.barrier()
-        name = f"deepspeed_allreduce_buffer_{os.getuid()}_*_{os.environ.get('MASTER_PORT')}_{self.rank}"
-        for path in Path("/dev/shm").glob(name):
-            path.unlink(missing_ok=True)
 
     def limit_waiting(self, timeout: float | None = None) -> None:
         """Let every process group that there is by now wait for ``timeout`` seconds, or as long as was said last.
@@ -176,25 +160,6 @@ class Communicator:
         if len(set(digests)) > 1:
             listing = ", ".join(f"rank {rank}: {each[:12]}" for rank, each in enumerate(digests))
             raise RuntimeError(f"ranks disagree on {what} ({listing}); are all nodes on the same version and files?")
-
-
-def _wait_for_build() -> None:
-    """Wait while another process builds the extension by which DeepSpeed's collectives share memory on CPU.
-
-    DeepSpeed waits for it as well, but without end: the file that marks a build outlives a build that was killed.
-
-    Raises:
-        MeetingError: nothing can still be building; names the file to remove.
-    """
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folders = [Path(root)] if root else Path(get_default_build_root()).glob("*")
-    for lock in [folder / "deepspeed_shm_comm" / "lock" for folder in folders]:
-        try:
-            while time.time() - lock.stat().st_mtime < BUILD_SECONDS:
-                time.sleep(1.0)
-        except FileNotFoundError:
-            continue
-        raise MeetingError(f"{lock}: the build of a DeepSpeed extension was killed, and others wait for it; remove that file")
 
 
 def process_groups() -> list[dist.ProcessGroup]:
