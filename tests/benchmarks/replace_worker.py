@@ -22,6 +22,7 @@ from gdps_ds.plan import SharingPlan, SitePlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.loss import utterance_losses
 from tests.benchmarks.timing import seconds
+from tests.rank_program import started
 from tests.tiny import LANGUAGES, random_batch, tiny_train
 
 # SeamlessM4T-Medium's speech-to-text model (821 M parameters), and a model of the same width with 157 M.
@@ -102,19 +103,13 @@ def restart(comm: Communicator, settings: Path, size: str, out: Path) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--do", choices=("live", "restart"), required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    comm = Communicator.start(options.local_rank)
-    result = {"live": live, "restart": restart}[options.do](comm, options.settings, options.size, options.out)
-    if comm.is_main:
-        (options.out / f"{options.do}.json").write_text(json.dumps(result))
-    comm.barrier()
-    comm.stop()
+    with started(parser) as (options, comm):
+        result = {"live": live, "restart": restart}[options.do](comm, options.settings, options.size, options.out)
+        if comm.is_main:
+            (options.out / f"{options.do}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.shards import MASTER, ShardedState
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.mining import MiningWindow, mine_batch
+from tests.rank_program import started
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_train
 
 BATCHES = 6
@@ -65,19 +66,13 @@ def mine_in_training(engine: Engine, window: MiningWindow, data: list[Batch], mi
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", required=True, help="DeepSpeed file:case")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    comm = Communicator.start(arguments.local_rank)
-    for name in arguments.runs:
-        settings, case = name.split(":")
-        sketches = mine(comm, Path(settings), case).reduce(comm)
-        if comm.is_main:
-            sketches.save(arguments.out / f"{Path(settings).stem}-{case}.safetensors")
-    comm.barrier()
-    comm.stop()
+    with started(parser) as (options, comm):
+        for name in options.runs:
+            settings, case = name.split(":")
+            sketches = mine(comm, Path(settings), case).reduce(comm)
+            if comm.is_main:
+                sketches.save(options.out / f"{Path(settings).stem}-{case}.safetensors")
 
 
 if __name__ == "__main__":

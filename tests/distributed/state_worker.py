@@ -14,6 +14,7 @@ from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import SavedState, load_weights, restore, save_state
 from tests.distributed.swap_worker import MICRO_BATCHES, UNIFORM, snapshot, train
+from tests.rank_program import started
 from tests.tiny import LANGUAGES, SITES, tiny_model, tiny_plan, tiny_train
 
 FROZEN = "text_decoder.layer_norm."
@@ -74,24 +75,18 @@ def load(comm: Communicator, settings: Path, folder: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--save", nargs="*", default=[], help="stages")
     parser.add_argument("--load", nargs="*", default=[], help="saved folder:stage")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    comm = Communicator.start(arguments.local_rank)
-    for stage in arguments.save:
-        save(comm, Path(f"ds_configs/{stage}.json"), arguments.out / f"{stage}-{comm.world_size}")
-        comm.barrier()
-    results = {}
-    for pair in arguments.load:
-        folder, stage = pair.split(":")
-        results[pair] = load(comm, Path(f"ds_configs/{stage}.json"), arguments.out / folder)
-    if comm.is_main:
-        (arguments.out / f"results-{comm.world_size}.json").write_text(json.dumps(results))
-    comm.barrier()
-    comm.stop()
+    with started(parser) as (options, comm):
+        for stage in options.save:
+            save(comm, Path(f"ds_configs/{stage}.json"), options.out / f"{stage}-{comm.world_size}")
+            comm.barrier()
+        results = {}
+        for pair in options.load:
+            folder, stage = pair.split(":")
+            results[pair] = load(comm, Path(f"ds_configs/{stage}.json"), options.out / folder)
+        if comm.is_main:
+            (options.out / f"results-{comm.world_size}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from gdps_ds.distributed.replacer import ReplacementError, replace_blocks
 from gdps_ds.distributed.shards import MASTER, MOMENTS, ShardedState
 from gdps_ds.plan import SharingPlan, SitePlan
 from gdps_ds.training.loss import utterance_losses
+from tests.rank_program import started
 from tests.tiny import LANGUAGES, SITES, random_batch, tiny_model, tiny_plan, tiny_train, wider_plan
 
 RATES = {name: {"lr": 5e-3, "weight_decay": 0.01} for name in ("trunk", "sites", "private")}
@@ -173,20 +174,14 @@ def run(comm: Communicator, settings: Path, mode: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", required=True, help="DeepSpeed file:mode")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    comm = Communicator.start(arguments.local_rank)
-    results = {}
-    for name in arguments.runs:
-        settings, mode = name.split(":")
-        results[f"{Path(settings).stem}:{mode}"] = run(comm, Path(settings), mode)
-    if comm.is_main:
-        arguments.out.write_text(json.dumps(results))
-    comm.barrier()
-    comm.stop()
+    with started(parser) as (options, comm):
+        results = {}
+        for name in options.runs:
+            settings, mode = name.split(":")
+            results[f"{Path(settings).stem}:{mode}"] = run(comm, Path(settings), mode)
+        if comm.is_main:
+            options.out.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
