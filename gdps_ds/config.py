@@ -80,7 +80,7 @@ class DataConfig(Section):
     """Languages, corpora and how utterances become micro-batches."""
 
     languages: tuple[Language, ...] = Field(min_length=1, description="source languages, ISO 639-3")
-    corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
+    corpora: tuple[CorpusConfig, ...] = Field(min_length=1, description="corpora, read one after the other")
     min_seconds: Positive = Field(0.1, description="shorter utterances are skipped and counted")
     max_seconds: Positive = Field(30.0, description="longest utterance")
     too_long: Literal["skip", "cut"] = Field("skip", description="longer utterances are left out or cut, and counted")
@@ -139,7 +139,7 @@ class PhaseConfig(Section):
     updates: int = Field(ge=0, description="optimiser updates")
     lr: Positive = Field(description="peak learning rate")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up, then inverse square root decay")
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegative = Field(0.0, description="decoupled from the gradient, as in AdamW")
     patience: Count | None = Field(None, description="evaluations without a better one (train.select) that end the phase")
 
 
@@ -179,12 +179,12 @@ class TrainConfig(Section):
     """The optimisation recipe, apart from what the DeepSpeed file says (ZeRO stage, precision, offload)."""
 
     micro_batches: Count = Field(2, description="micro-batches of an update over all ranks; a multiple of the world size")
-    unify: PhaseConfig
-    specialise: SpecialiseConfig
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    eps: Positive = 1e-8
+    unify: PhaseConfig = Field(description="one model for all languages")
+    specialise: SpecialiseConfig = Field(description="every arm, from the unified model on")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), description="AdamW's decay rates of both moments")
+    eps: Positive = Field(1e-8, description="AdamW's term in the denominator")
     clip_norm: NonNegative = Field(1.0, description="global gradient norm; 0 turns clipping off")
-    label_smoothing: Fraction = 0.1
+    label_smoothing: Fraction = Field(0.1, description="share of the target distribution that is spread over the vocabulary")
     log_every: Count = Field(10, description="updates between lines of metrics.jsonl")
     dev_every: Count = Field(200, description="updates between evaluations of the dev set")
     select: SelectConfig = Field(default_factory=SelectConfig)
@@ -254,13 +254,13 @@ class PlanConfig(Section):
 class DecodeConfig(Section):
     """Beam search, and how its translations are scored and compared."""
 
-    beams: Count = 5
-    max_new_tokens: Count = 128
+    beams: Count = Field(5, description="beams of the search; 1 is greedy")
+    max_new_tokens: Count = Field(128, description="longest translation")
     length_penalty: float = Field(1.0, description="a beam's score is divided by its length to this power; higher is longer")
     repetition_penalty: Positive = Field(1.0, description="above 1 makes tokens of the translation so far less likely")
     no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram of this size occurs twice in a translation; 0 allows all")
     max_frames: Count = Field(3000, description="frame budget of a decoding batch, padding included")
-    max_utterances: Count = 32
+    max_utterances: Count = Field(32, description="most utterances in a decoding batch")
     normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
         "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
     )
@@ -297,7 +297,7 @@ class TrackConfig(Section):
     """Where progress is reported; metrics.jsonl is always written."""
 
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline needs no account")
-    project: str = "gdps_ds"
+    project: str = Field("gdps_ds", description="W&B project")
     name: str | None = Field(None, description="run name; null uses the name of run.dir")
     group: str | None = Field(
         None,
@@ -314,7 +314,7 @@ class TrackConfig(Section):
 class Config(Section):
     """A whole experiment. ``deepspeed`` names the DeepSpeed JSON file (ZeRO stage, precision, offload)."""
 
-    deepspeed: str = Field(description="DeepSpeed JSON file, such as ds_configs/zero2.json")
+    deepspeed: str = Field(description="DeepSpeed JSON file: ZeRO stage, precision, offload; such as ds_configs/zero2.json")
     run: RunConfig
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)

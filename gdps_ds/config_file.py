@@ -208,13 +208,14 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
         field = section.model_fields.get(part)
         if field is None:
             return []
-        section = _section_of(field)
+        section = section_of(field)
         if section is None:
             return []
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, alone or several of, if it holds one."""
     for candidate in (field.annotation, *get_args(field.annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate

@@ -23,16 +23,17 @@ from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
 from gdps_ds.launching import fault
+from gdps_ds.options import options
 
 
 def main() -> int:
-    options, overrides = _parser().parse_known_args()
+    arguments, overrides = _parser().parse_known_args()
     try:
-        config = load_config(options.config, [text for text in overrides if text != "--"])
+        config = load_config(arguments.config, [text for text in overrides if text != "--"])
         load_deepspeed_file(config.deepspeed)
     except ConfigError as error:
         return fault("train", error)
-    return _run(config, options.local_rank)
+    return _run(config, arguments.local_rank)
 
 
 def _run(config: Config, local_rank: int) -> int:
@@ -90,6 +91,7 @@ def _run(config: Config, local_rank: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="experiment file (YAML)")
+    parser.add_argument("--options", action="version", version=options(), help="list every option of experiment files")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser
 

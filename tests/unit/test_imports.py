@@ -10,12 +10,13 @@ import pytest
 from tests.launch import ROOT
 
 # A package may import itself, those below it, and the leaves that everybody may know.
-LEAVES = {"config", "config_file", "files", "launching", "plan"}
+LEAVES = {"config", "config_file", "files", "launching", "options", "plan"}
 BELOW = {
     "config": set(),
     "config_file": set(),
     "files": set(),
     "launching": set(),
+    "options": set(),
     "plan": set(),
     "analysis": set(),
     "model": {"analysis"},
