@@ -67,9 +67,10 @@ def report(config: Config, out: Path) -> str:
         DataError: nothing is finished, or what is finished cannot be compared.
     """
     # Imported after the options have been checked, because they take seconds.
+    from gdps_ds.analysis.arms import REFERENCES
     from gdps_ds.evaluation.seeds import compare_arms
     from gdps_ds.evaluation.systems import System, read_translations
-    from gdps_ds.reporting.arms_report import REFERENCES, read_record, write_comparison
+    from gdps_ds.reporting.arms_report import read_record, write_comparison
     from gdps_ds.training.planning import plan_path
 
     folders = {int(name): path for path in out.glob(f"{SEED}*") if (name := path.name.removeprefix(SEED)).isdecimal()}

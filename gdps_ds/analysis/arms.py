@@ -41,6 +41,8 @@ from gdps_ds.plan import SharingPlan, SitePlan, Width
 GDPS: Arm = "gdps"
 UNIFORM: Arm = "uniform"
 PCGRAD: Arm = "pcgrad"
+REFERENCES = (UNIFORM, GDPS)
+"""What every arm is tested against."""
 SMALLEST = 1e-9
 """A shared fraction that is rounded up to the narrowest lane."""
 

@@ -1,8 +1,8 @@
-"""Systems on one test set: scores per language, group and mean with intervals, and paired tests between all of them."""
+"""Systems on one test set: scores per language, group and mean with intervals, and paired tests between them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -61,7 +61,7 @@ class Evaluation:
 
     Attributes:
         scores: system -> row -> metric -> estimate.
-        comparisons: of all pairs of systems, in all rows and metrics.
+        comparisons: of pairs of systems, in all rows and metrics.
         signatures: metric -> what the score depends on.
         utterances: language -> how many are scored.
         unscored: language -> how many are not, for want of a reference.
@@ -88,14 +88,16 @@ def compare(
     unscored: Mapping[str, int] | None = None,
     comet: SegmentScores | None = None,
     comet_signature: str = "",
+    against: Collection[str] | None = None,
 ) -> Evaluation:
-    """Score aligned systems and test every pair.
+    """Score aligned systems and test pairs of them.
 
     Args:
         systems: of :func:`gdps_ds.evaluation.systems.referenced`, which also gives ``unscored``.
         groups: language groups, such as a plan's; a group's score is the mean over its languages.
         comet: segment scores by COMET, where it was asked for.
         comet_signature: goes with them.
+        against: systems of which each pair must have one; None tests every pair.
     """
     utterances = systems[0].translations
     languages = sorted({row.source_lang for row in utterances})
@@ -111,6 +113,7 @@ def compare(
         comparisons=tuple(
             comparison
             for first, second in combinations(counted, 2)
+            if against is None or first in against or second in against
             for comparison in _comparisons((first, second), counted, resampled, rows, settings)
         ),
         signatures=signatures(settings.normaliser) | ({} if comet is None else {"COMET": comet_signature}),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from gdps_ds.analysis.arms import GDPS, UNIFORM
+from gdps_ds.analysis.arms import REFERENCES, UNIFORM
 from gdps_ds.evaluation.seeds import METRICS, ArmScore, ArmsEvaluation, Difference
 from gdps_ds.files import atomic_write
 from gdps_ds.plan import SharingPlan
@@ -18,9 +18,6 @@ from gdps_ds.reporting.page import Picture, Section, Table, write_page
 from gdps_ds.reporting.run_metrics import METRICS_FILE, durations, read_metrics
 from gdps_ds.reporting.score_tables import in_columns, latex, number
 from gdps_ds.reporting.style import INK, SHARED_COLOUR, TEXT, colour_of, group_name, panels
-
-REFERENCES = (UNIFORM, GDPS)
-"""What every arm is tested against."""
 
 
 @dataclass(frozen=True)

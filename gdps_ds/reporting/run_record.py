@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from gdps_ds.analysis.arms import REFERENCES
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import read_sections
@@ -78,7 +79,8 @@ class RunDir:
             return None
         systems, unscored = referenced(self.systems)
         groups = self.plan.groups if self.plan else ()
-        return compare(systems, DecodeConfig.model_validate(self.config["decode"]), groups, unscored)
+        settings = DecodeConfig.model_validate(self.config["decode"])
+        return compare(systems, settings, groups, unscored, against=REFERENCES)
 
     @cached_property
     def test_set(self) -> Mapping[str, Utterance]:

@@ -84,6 +84,8 @@ def test_every_pair_is_compared_and_the_seed_repeats_it() -> None:
     found = compare([GOOD, POOR, third], SETTINGS)
     assert {(each.first, each.second) for each in found.comparisons} == {("good", "poor"), ("good", "third"), ("poor", "third")}
     assert compare([GOOD, POOR, third], SETTINGS) == found
+    some = compare([GOOD, POOR, third], SETTINGS, against=["third", "nobody"])
+    assert some.comparisons == tuple(each for each in found.comparisons if each.second == "third")
     assert compare([GOOD, POOR, third], SETTINGS.model_copy(update={"seed": 1})) != found
 
 
