@@ -11,7 +11,7 @@ done
 
 work=$(mktemp -d)
 podman() { command podman --root "${work}/store" --runroot "${work}/run" --tmpdir "${work}/tmp" "$@"; }
-trap 'podman rm --all --force > /dev/null; podman network prune --force > /dev/null; rm -rf "${work}"' EXIT
+trap 'podman rm --all --force > /dev/null; podman network rm --force docker_cluster > /dev/null; rm -rf "${work}"' EXIT
 failed() { echo "image-check: $*"; exit 1; }
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "${work}/base" > "${work}/debootstrap.log" \

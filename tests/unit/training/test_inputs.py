@@ -125,6 +125,17 @@ def test_a_failed_preparation_leaves_its_report_and_is_done_again(config: Config
     assert [path.name for path in (Path(config.run.dir) / "data").iterdir()] == ["train.report.json"]
 
 
+def test_ranks_meet_as_often_whatever_files_they_see(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank may look for a file before or after rank 0 has written it."""
+    meetings: list[int] = []
+    comm = Communicator(0, 1, 0, ALONE.device)
+    monkeypatch.setattr(comm, "from_main", lambda compute: meetings.append(1) or compute())
+    load_inputs(config, comm)
+    first = len(meetings)
+    load_inputs(config, comm)
+    assert first > 0 and len(meetings) == 2 * first
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

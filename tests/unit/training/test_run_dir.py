@@ -11,6 +11,7 @@ import pytest
 from gdps_ds.config import Config, MineConfig, ModelConfig, PlanConfig
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.sampling import Position
+from gdps_ds.distributed.comm import Communicator
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.run_dir import open_run_dir
@@ -71,6 +72,14 @@ def test_a_run_may_be_started_again_with_the_deepspeed_file_that_it_keeps(run_co
     kept = Path(run_config.run.dir) / "deepspeed.json"
     open_run_dir(run_config.model_copy(update={"deepspeed": str(kept)}))
     assert kept.read_text() == Path(run_config.deepspeed).read_text() == "{}"
+
+
+def test_which_checkpoints_there_are_is_what_rank_0_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may go on seeing a shared folder as it was."""
+    comm = Communicator(1, 2, 0, ALONE.device)
+    monkeypatch.setattr(comm, "from_main", lambda compute: "what rank 0 sees")
+    checkpoints = PhaseCheckpoints(tmp_path / "not here yet", 1, comm)
+    assert checkpoints.latest() == checkpoints.used("best") == "what rank 0 sees"
 
 
 @pytest.fixture
