@@ -11,7 +11,12 @@ done
 
 work=$(mktemp -d)
 podman() { command podman --root "${work}/store" --runroot "${work}/run" --tmpdir "${work}/tmp" "$@"; }
-trap 'podman rm --all --force > /dev/null; podman network rm --force docker_cluster > /dev/null; rm -rf "${work}"' EXIT
+clean() {
+    podman rm --all --force
+    podman network rm --force docker_cluster
+    rm -rf "${work}"
+} > /dev/null 2>&1
+trap 'clean || true' EXIT
 failed() { echo "image-check: $*"; exit 1; }
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "${work}/base" > "${work}/debootstrap.log" \
