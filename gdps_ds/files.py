@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[TextIO]:
@@ -31,6 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        permit(temporary)
         sync(temporary)
         temporary.replace(path)
     except Exception as error:
@@ -56,6 +60,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     yield temporary
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+
+
+def permit(path: Path) -> None:
+    """Give a file the permissions of any new file: safetensors writes files that nobody but their owner can read."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def sync(path: Path) -> None:

@@ -23,7 +23,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from gdps_ds.config_file import ConfigError
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
-from gdps_ds.files import atomic_write
+from gdps_ds.files import atomic_write, permit
 from gdps_ds.launching import fault
 from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
 from gdps_ds.plan import PlanError
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.arm} after update {last.progress.update} of {updates}")
         note = {"run": options.run_dir.name, "arm": options.arm, "checkpoint": last.folder.name, "average": options.average}
         for folder, languages in export(trained, out, whole=options.whole):
+            for path in filter(Path.is_file, folder.iterdir()):
+                permit(path)
             with atomic_write(folder / "export.json") as file:
                 json.dump(note | {"plan": trained.plan.digest, "languages": languages}, file, indent=2)
             print(f"{', '.join(languages)}: {folder}")

@@ -21,7 +21,7 @@ from gdps_ds.distributed.comm import Communicator, RankError, RankZeroError
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.distributed.saved_state import SavedState, save_state
-from gdps_ds.files import atomic_write, digest_of, sync
+from gdps_ds.files import atomic_write, digest_of, permit, sync
 from gdps_ds.plan import SharingPlan
 
 FORMAT = 2
@@ -235,5 +235,6 @@ def _empty(folder: Path) -> None:
 def _described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Force files to disk (the rename must never outlive the data); name -> size and digest."""
     for path in files:
+        permit(path)
         sync(path)
     return {path.name: {"bytes": path.stat().st_size, "sha256": digest_of(path)} for path in files}

@@ -160,6 +160,7 @@ def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: p
     for group in ("aeb-gle", "bem-est"):
         assert isinstance(SeamlessM4TForSpeechToText.from_pretrained(tmp_path / "groups" / group), torch.nn.Module)
         note = json.loads((tmp_path / "groups" / group / "export.json").read_text())
+        assert len({path.stat().st_mode for path in (tmp_path / "groups" / group).iterdir()}) == 1
         assert (note["checkpoint"], note["languages"]) == ("update-000004", group.split("-"))
     assert export([str(finished), "--out", str(tmp_path / "groups")]) == 2
     assert "is not empty" in capsys.readouterr().err

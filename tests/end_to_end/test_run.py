@@ -35,6 +35,8 @@ def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> N
     assert len(losses(finished)) == 14 + 6
     lanes = Sketches.load(finished / "sketches.gdps.safetensors").sites
     assert "speech_encoder.encoder.layers.1.ffn2.private.1" in lanes
+    files = [path for path in finished.rglob("*") if path.is_file() and "wandb" not in path.parts]
+    assert {path.stat().st_mode for path in files} == {(finished / "config.yaml").stat().st_mode}
     assert "could not be made" not in (finished / "report.html").read_text()
 
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from gdps_ds.files import atomic_folder, atomic_write
+from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 
 
 def test_an_interrupted_write_leaves_neither_a_new_file_nor_litter(tmp_path: Path) -> None:
@@ -17,6 +19,15 @@ def test_an_interrupted_write_leaves_neither_a_new_file_nor_litter(tmp_path: Pat
         raise RuntimeError
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_gets_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    """Others of a group read runs on shared storage; safetensors would keep them out."""
+    (tmp_path / "plain").touch()
+    with atomic_path(tmp_path / "tensors") as partial:
+        save_file({"x": np.zeros(1)}, partial)
+        assert partial.stat().st_mode & 0o077 == 0, "permit is not needed any more"
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
