@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from gdps_ds.analysis.planner import fold_weights, make_plan
 from gdps_ds.analysis.sketch import SiteSketch
 from gdps_ds.config import DecodeConfig, PlanConfig
+from gdps_ds.config_file import read_sections
 from gdps_ds.data.manifest import DataError
 from gdps_ds.evaluation.comparison import compare
 from gdps_ds.reporting.run_metrics import curves, durations, read_metrics
@@ -90,6 +92,17 @@ def test_scores_are_those_of_the_comparison_with_intervals(finished: Path, page:
     lead = next(each for each in evaluation.comparisons if (each.metric, each.row) == ("BLEU", "mean"))
     assert table["mean"][f"gdps − uniform [95{space}%]"].startswith(f"+{lead.difference:.2f} [")
     assert f"gdps − uniform: +{lead.difference:.2f} BLEU in the mean" in page.text
+
+
+def test_arms_are_tested_against_each_other_where_there_is_no_reference(run: Path) -> None:
+    for old, new in {"gdps": "paper", "uniform": "wide"}.items():
+        (run / "hypotheses" / f"{old}.jsonl").rename(run / "hypotheses" / f"{new}.jsonl")
+    tree = read_sections(run / "config.yaml")
+    tree["run"]["arms"] = ["paper", "wide"]
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    evaluation = RunDir(run).evaluation
+    assert evaluation is not None
+    assert {(each.first, each.second) for each in evaluation.comparisons} == {("paper", "wide")}
 
 
 def test_scores_of_the_evaluation_are_taken_over(run: Path) -> None:
