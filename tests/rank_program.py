@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ def started(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Namespac
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # an engine is collected at its end, which takes a third of the time without all that imports have made
     comm = Communicator.start(options.local_rank)
     yield options, comm
     comm.barrier()
