@@ -9,6 +9,7 @@ where a signal has stopped it, and another one than 0 where it has failed.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -53,6 +54,8 @@ def _run(config: Config, local_rank: int) -> int:
     from gdps_ds.training.run_dir import check_shared, open_run_dir
     from gdps_ds.training.trainer import Trainer
 
+    # A million objects that imports have made need not be looked through whenever an engine is closed.
+    gc.freeze()
     deepspeed.utils.logger.setLevel("WARNING")
     stop = StopSignal()
     try:
