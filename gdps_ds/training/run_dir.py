@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from gdps_ds.analysis.arms import GDPS
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, dump_config, read_sections
 from gdps_ds.data.manifest import DataError
@@ -19,6 +20,7 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.files import atomic_write
 from gdps_ds.reporting.run_metrics import METRICS_FILE, START, UNIFIED
 from gdps_ds.training.checkpoint import LATEST, Checkpoint
+from gdps_ds.training.planning import SKETCHES, plan_path
 from gdps_ds.training.selection import is_over
 
 RESOLVED = "config.yaml"
@@ -45,7 +47,8 @@ LINKED = ("data", "tokenizer", "checkpoints/unified")
 def open_run_dir(config: Config) -> None:
     """Create the run directory with its resolved configuration, or check that the run there is this one.
 
-    Until the first checkpoint there is nothing of a run but its data, so that an option that was at fault can be changed.
+    Until the first checkpoint, or the first sketches where the unified model is another run's, there is nothing of a run but its
+    data, so that an option that was at fault can be changed.
 
     Raises:
         ConfigError: ``run.resume`` is never and there is a run already, the run there has another configuration, nothing can be
@@ -57,7 +60,7 @@ def open_run_dir(config: Config) -> None:
         if config.run.resume == "never":
             raise ConfigError(str(folder), ["run.resume is never, but run.dir holds a run; choose another or remove it"])
         differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)), MAY_CHANGE)
-        if differences and any(not path.parent.is_symlink() for path in folder.glob("checkpoints/*/latest")):
+        if differences and _has_begun(folder):
             raise ConfigError(str(folder), [*differences, "run.dir holds a run of another configuration; choose another"])
         if differences:
             _forget(folder)
@@ -71,6 +74,12 @@ def open_run_dir(config: Config) -> None:
                 file.write(content)
     except OSError as error:
         raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has made more than its data."""
+    own = [path for path in folder.glob("checkpoints/*/latest") if not path.parent.is_symlink()]
+    return any(path.exists() for path in (*own, folder / SKETCHES, plan_path(folder, GDPS)))
 
 
 def _forget(folder: Path) -> None:

@@ -107,11 +107,14 @@ def after(unified: Config, **sections: object) -> Config:
 
 def test_the_unified_model_of_another_run_is_taken_over(unified: Config) -> None:
     folder = Path(unified.run.dir).parent / "second"
-    for bootstrap in (10, 20, 20):  # until there is a checkpoint of its own, it may change its mind
+    for bootstrap in (10, 20, 20):  # until it has mined, it may change its mind
         open_run_dir(after(unified, plan=PlanConfig(bootstrap=bootstrap)))
         assert PhaseCheckpoints(folder / "checkpoints" / "unified", 1, ALONE).latest() is not None
     assert [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == ["start", "unified"]
     assert load_config(folder / "config.yaml").run.unified == unified.run.dir
+    (folder / "plan.json").touch()
+    with pytest.raises(ConfigError, match=r"plan\.bootstrap: 10 now, 20 in config\.yaml\n.*another configuration"):
+        open_run_dir(after(unified, plan=PlanConfig(bootstrap=10)))
 
 
 def test_a_unified_model_that_this_run_would_not_have_made_is_refused(unified: Config) -> None:
