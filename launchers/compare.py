@@ -27,7 +27,7 @@ from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
 from gdps_ds.launching import fault
 from gdps_ds.plan import PlanError
-from gdps_ds.training.run_dir import open_run_dir
+from gdps_ds.training.run_dir import open_run_dir, plan_path
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 SEED = "seed-"
@@ -71,7 +71,6 @@ def report(config: Config, out: Path) -> str:
     from gdps_ds.evaluation.seeds import compare_arms
     from gdps_ds.evaluation.systems import System, read_translations
     from gdps_ds.reporting.arms_report import read_record, write_comparison
-    from gdps_ds.training.planning import plan_path
 
     folders = {int(name): path for path in out.glob(f"{SEED}*") if (name := path.name.removeprefix(SEED)).isdecimal()}
     scored = sorted(path.stem for folder in folders.values() for path in folder.glob("scores/*.json"))

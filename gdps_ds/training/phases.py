@@ -37,7 +37,8 @@ from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
-from gdps_ds.training.planning import check_planning, decide, given_plan, mine_again, mining_window, plan_path
+from gdps_ds.training.planning import check_planning, decide, given_plan, mine_again, mining_window
+from gdps_ds.training.run_dir import plan_path
 from gdps_ds.training.selection import is_over
 from gdps_ds.training.trainer import Trainer
 

@@ -24,9 +24,8 @@ from gdps_ds.model.families import find_sites, hidden_widths, lanes_of
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints
 from gdps_ds.training.mining import MiningWindow, mine_batch
+from gdps_ds.training.run_dir import SKETCHES, plan_path
 from gdps_ds.training.trainer import Trainer
-
-SKETCHES = "sketches.safetensors"
 
 
 def check_planning(config: Config, model: nn.Module) -> None:
@@ -78,11 +77,6 @@ def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> dict[
         plans[arm].validate(hidden_widths(engine.module), config.data.languages)
         comm.agree(plans[arm].digest, f"the sharing plan of arm {arm}")
     return plans
-
-
-def plan_path(folder: Path, arm: str) -> Path:
-    """Where a run keeps the plan of an arm."""
-    return folder / "plan.json" if arm == GDPS else folder / "plans" / f"{arm}.json"
 
 
 def _write_plans(config: Config, folder: Path, arms: Sequence[str]) -> None:

@@ -12,18 +12,14 @@ from pathlib import Path
 
 import yaml
 
-from gdps_ds.analysis.arms import GDPS
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, dump_config, read_sections
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.files import atomic_write
 from gdps_ds.reporting.run_metrics import METRICS_FILE, START, UNIFIED
-from gdps_ds.training.checkpoint import LATEST, Checkpoint
-from gdps_ds.training.planning import SKETCHES, plan_path
-from gdps_ds.training.selection import is_over
 
-RESOLVED = "config.yaml"
+RESOLVED, SKETCHES = "config.yaml", "sketches.safetensors"
 
 MAY_CHANGE = (
     "deepspeed",
@@ -47,7 +43,7 @@ LINKED = ("data", "tokenizer", "checkpoints/unified")
 def open_run_dir(config: Config) -> None:
     """Create the run directory with its resolved configuration, or check that the run there is this one.
 
-    Until the first checkpoint, or the first sketches where the unified model is another run's, there is nothing of a run but its
+    Until the first checkpoint, or the sketches where the unified model is another run's, there is nothing of a run but its
     data, so that an option that was at fault can be changed.
 
     Raises:
@@ -76,10 +72,15 @@ def open_run_dir(config: Config) -> None:
         raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
 
 
+def plan_path(folder: Path, arm: str) -> Path:
+    """Where a run keeps the plan of an arm."""
+    return folder / "plan.json" if arm == "gdps" else folder / "plans" / f"{arm}.json"
+
+
 def _has_begun(folder: Path) -> bool:
     """Whether a run has made more than its data."""
     own = [path for path in folder.glob("checkpoints/*/latest") if not path.parent.is_symlink()]
-    return any(path.exists() for path in (*own, folder / SKETCHES, plan_path(folder, GDPS)))
+    return any(path.exists() for path in (*own, folder / SKETCHES, plan_path(folder, "gdps")))
 
 
 def _forget(folder: Path) -> None:
@@ -102,6 +103,9 @@ def _take_over(source: Path, config: Config) -> None:
     Raises:
         ConfigError: there is no such model, or this run would have made another one.
     """
+    from gdps_ds.training.checkpoint import LATEST, Checkpoint  # takes seconds, for launchers that only read a run
+    from gdps_ds.training.selection import is_over
+
     folder, train = Path(config.run.dir), config.train
     if not (source / RESOLVED).is_file():
         raise ConfigError("run.unified", [f"{source} is no run directory: it has no {RESOLVED}"])
