@@ -312,7 +312,7 @@ class TrackConfig(Section):
 
 
 class Config(Section):
-    """A whole experiment. ``deepspeed`` names the DeepSpeed JSON file (ZeRO stage, precision, offload)."""
+    """A whole experiment."""
 
     deepspeed: str = Field(description="DeepSpeed JSON file: ZeRO stage, precision, offload; such as ds_configs/zero2.json")
     run: RunConfig

@@ -6,8 +6,8 @@
 Every seed is a run of launchers/train.py in run.dir/seed-N, started through the deepspeed launcher. The arms are those of
 gdps_ds/analysis/arms.py. What is finished is skipped, and a comparison that was stopped or killed goes on when the same command
 is given again; so it does with more seeds or more arms. After each seed run.dir gets comparison.txt, .json, .tex and .html and
-the figure, of all seeds and arms that are finished there. A seed's own report, which compares each arm with each other one,
-takes minutes of many arms and is left to launchers/report.py (or track.report=true).
+the figure, of all seeds and arms that are finished there. A seed's own report is left to launchers/report.py, or
+track.report=true.
 """
 
 from __future__ import annotations
