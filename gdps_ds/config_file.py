@@ -1,4 +1,4 @@
-"""Experiment files and DeepSpeed files: read strictly, *all* faults in one error, before any rank starts work."""
+"""Experiment files: read strictly, *all* faults in one error, before any rank starts work."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_sections(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or holds something else.
     """
     try:
-        tree = yaml.safe_load(_text_of(path))
+        tree = yaml.safe_load(text_of(path))
     except yaml.YAMLError as error:
         raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
@@ -104,60 +104,14 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json(by_alias=True)), sort_keys=False, allow_unicode=True)
 
 
-def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON file; what the experiment file owns (batch sizes, optimiser, schedule) must not be in it.
-
-    Raises:
-        ConfigError: the file cannot be read, or lists every key that must not be there or that DeepSpeed would not know.
-    """
-    try:
-        content = json.loads(_text_of(Path(path)))
-    except json.JSONDecodeError as error:
-        raise ConfigError(str(path), [f"not valid JSON: {error}"]) from None
-    if not isinstance(content, dict):
-        raise ConfigError(str(path), [f"must be an object, found {type(content).__name__}"])
-    wrong = list(_wrong_sections(content))
-    if wrong:
-        raise ConfigError(str(path), wrong)
-    owned = {
-        "optimizer": "train.unify and train.specialise",
-        "scheduler": "train.unify.warmup",
-        "gradient_clipping": "train.clip_norm",
-        "train_batch_size": "train.micro_batches and data.max_frames",
-        "train_micro_batch_size_per_gpu": "data.max_frames",
-        "gradient_accumulation_steps": "train.micro_batches",
-    }
-    faults = [f"{key} is set by {owner} of the experiment file; remove it" for key, owner in owned.items() if key in content]
-    if content.get("zero_optimization", {}).get("stage", 0) == 0:
-        for precision in ("fp16", "bf16"):
-            if content.get(precision, {}).get("enabled"):
-                faults.append(f"{precision} without ZeRO cannot be split; take a ZeRO stage of 1 to 3, or torch_autocast")
-    if faults:
-        raise ConfigError(str(path), faults)
-    return content
-
-
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The content of a configuration file; a :class:`ConfigError` says why it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"not UTF-8 (byte {error.start})"]) from None
-
-
-def _wrong_sections(deepspeed: Mapping[str, Any]) -> Iterator[str]:
-    """DeepSpeed takes no notice of a misspelt section, and would train without ZeRO or in another precision."""
-    sections = ("zero_optimization", "fp16", "bf16", "torch_autocast")
-    for key in deepspeed.keys() - set(sections):
-        if close := difflib.get_close_matches(key, sections, n=1, cutoff=0.8):
-            yield f"{key}: unknown key; did you mean '{close[0]}'?"
-    for key in sections:
-        if not isinstance(deepspeed.get(key, {}), dict):
-            yield f"{key}: must be an object, found {deepspeed[key]!r}"
-    zero = deepspeed.get("zero_optimization", {})
-    if isinstance(zero, dict) and (stage := zero.get("stage", 0)) not in range(4):
-        yield f"zero_optimization.stage: must be 0, 1, 2 or 3, found {stage!r}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:

@@ -23,8 +23,9 @@ from pathlib import Path
 from types import FrameType
 
 from gdps_ds.config import Config
-from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
+from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.manifest import DataError
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.launching import fault
 from gdps_ds.plan import PlanError
 from gdps_ds.training.run_dir import open_run_dir, plan_path

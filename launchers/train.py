@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 # One message a fault, not one a rank and library: set before the libraries that read it are imported.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,8 +22,9 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 from gdps_ds.config import Config
-from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
+from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.manifest import DataError
+from gdps_ds.deepspeed_file import load_deepspeed_file, untested_keys
 from gdps_ds.launching import fault
 from gdps_ds.options import options
 
@@ -31,19 +33,20 @@ def main() -> int:
     arguments, overrides = _parser().parse_known_args()
     try:
         config = load_config(arguments.config, [text for text in overrides if text != "--"])
-        load_deepspeed_file(config.deepspeed)
+        settings = load_deepspeed_file(config.deepspeed)
     except ConfigError as error:
         return fault("train", error)
-    return _run(config, arguments.local_rank)
+    return _run(config, settings, arguments.local_rank)
 
 
-def _run(config: Config, local_rank: int) -> int:
+def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
     # Imported after the configuration has been checked, because they take seconds.
     import deepspeed.utils
 
     from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
-    from gdps_ds.distributed.engine import accumulation_steps
     from gdps_ds.distributed.saved_state import ForeignStateError
+    from gdps_ds.distributed.settings import check_settings
+    from gdps_ds.distributed.shards import UnreadableEngineError
     from gdps_ds.distributed.watchdog import Watchdog
     from gdps_ds.plan import PlanError
     from gdps_ds.reporting.tracking import Tracker
@@ -65,7 +68,9 @@ def _run(config: Config, local_rank: int) -> int:
         return 1
     watchdog = Watchdog.start(comm, config.guard.timeout)
     try:
-        accumulation_steps(config.train, comm.world_size)
+        check_settings(settings, config.train, comm.world_size, config.deepspeed)
+        if comm.is_main and (untested := untested_keys(settings)):
+            print(f"{config.deepspeed}: not tested here with splits and checkpoints: {', '.join(untested)}", flush=True)
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)
@@ -81,7 +86,10 @@ def _run(config: Config, local_rank: int) -> int:
         if comm.is_main:
             print(interrupted, flush=True)
         code = os.EX_TEMPFAIL
-    except (RankZeroError, DataError, PlanError, ConfigError, CheckpointError, ForeignStateError, FloatingPointError) as error:
+    except (
+        RankZeroError, DataError, PlanError, ConfigError, CheckpointError, ForeignStateError, UnreadableEngineError,
+        FloatingPointError,
+    ) as error:  # fmt: skip
         watchdog.fail(error, told=True)
     except Exception as error:
         watchdog.fail(error)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -14,12 +13,13 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero import parameter_offload
 from torch import Tensor, nn
-from transformers.integrations import HfDeepSpeedConfig
 
 from gdps_ds.config import TrainConfig
-from gdps_ds.config_file import ConfigError
 from gdps_ds.data.collate import Batch
+from gdps_ds.deepspeed_file import untested_keys
 from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.settings import accumulation_steps, runtime_settings
+from gdps_ds.distributed.shards import ShardedState, UnreadableEngineError
 from gdps_ds.model.families import set_training_mode
 from gdps_ds.model.routing import Router
 
@@ -37,6 +37,9 @@ class Engine:
         train: the optimisation recipe; ``micro_batches`` must be a multiple of the world size.
         sites: the candidate blocks.
         router: routes utterances to lanes where the model is split.
+
+    Raises:
+        UnreadableEngineError: on every rank, if DeepSpeed keeps other weights than the model's where they would be read.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Engine:
             model=model, optimizer=optimizer, config=runtime_settings(settings, train, comm.world_size)
         )[0]
         comm.limit_waiting()
+        self._keep_small_parameters_exact()
+        self.verify()
         self.train(True)
 
     @property
@@ -67,6 +72,35 @@ class Engine:
     @property
     def stage(self) -> int:
         return self.deepspeed.zero_optimization_stage()
+
+    def state(self) -> ShardedState:
+        """Views on this rank's part of the fp32 weights and moments."""
+        return ShardedState(self.deepspeed, self.comm)
+
+    def verify(self) -> None:
+        """Compare the fp32 weights as they would be saved with the model. Collective.
+
+        Raises:
+            UnreadableEngineError: on every rank; names the keys of the DeepSpeed file that may be the cause.
+        """
+        try:
+            self.state().verify(self.module)
+        except UnreadableEngineError as error:
+            keys = ", ".join(untested_keys(self._build[0]))
+            cause = f"remove {keys} from the DeepSpeed file" if keys else f"DeepSpeed {deepspeed.__version__} is not supported"
+            raise UnreadableEngineError(f"{error}; they could neither be saved nor split: {cause}") from error
+
+    def _keep_small_parameters_exact(self) -> None:
+        """Let the parameters that ZeRO-3 keeps whole between updates be fp32 always, as they are after an update.
+
+        Under autocast DeepSpeed would gather them in 16 bits until it has recorded the order of modules, and in fp32 from then
+        on: the updates after a start, a resume or a split would not be those of an undisturbed run.
+        """
+        persistent = getattr(self.deepspeed.optimizer, "persistent_parameters", [])
+        for parameter in persistent:
+            parameter.__dict__.pop("comm_dtype", None)
+        if persistent:
+            persistent[0].all_gather(persistent)
 
     def train(self, training: bool) -> None:
         set_training_mode(self.module, training)
@@ -223,65 +257,6 @@ class Engine:
     def rebuilt(self, model: nn.Module, router: Router | None) -> Engine:
         """A new engine of the same settings around ``model``."""
         return Engine(model, self.comm, *self._build, router)
-
-
-def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches of an update on each rank.
-
-    Raises:
-        ConfigError: ``train.micro_batches`` is not a multiple of the world size.
-    """
-    if train.micro_batches % world_size:
-        raise ConfigError(
-            "train.micro_batches",
-            [f"{train.micro_batches}, which {world_size} ranks cannot share equally; make it a multiple of their number"],
-        )
-    return train.micro_batches // world_size
-
-
-def runtime_settings(settings: Mapping[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed file completed by what the experiment file owns."""
-    return {
-        # The optimiser is torch's AdamW, which may also run on offloaded shards.
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-        **copy.deepcopy(dict(settings)),
-        # DeepSpeed counts in samples; here one "sample" is a micro-batch.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation_steps(train, world_size),
-        "gradient_clipping": train.clip_norm,
-    }
-
-
-@contextlib.contextmanager
-def model_loading(settings: Mapping[str, Any], train: TrainConfig, world_size: int, pretrained: bool) -> Iterator[None]:
-    """At stage 3, ``from_pretrained`` inside this context partitions each weight as it is read.
-
-    A new model is built whole: initialising a partitioned parameter at random fails inside transformers.
-    """
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    # transformers looks for a live HfDeepSpeedConfig; dropping the last reference switches it off again.
-    handle = HfDeepSpeedConfig(runtime_settings(settings, train, world_size)) if pretrained and stage == 3 else None
-    yield
-    del handle
-
-
-def is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO-3 has taken the parameter's tensor apart."""
-    return hasattr(parameter, "ds_id")
-
-
-def gathered(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """Context in which the parameters are whole on every rank. Collective where they are partitioned.
-
-    Args:
-        changed: rank 0's values inside the context are everybody's after it.
-    """
-    parameters = list(parameters)
-    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        parameters, modifier_rank=0 if changed else None, enabled=any(map(is_partitioned, parameters))
-    )
-    return context
 
 
 def parameter_groups(model: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:

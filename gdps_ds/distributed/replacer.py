@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gdps_ds.distributed.comm import Communicator, RankError
-from gdps_ds.distributed.engine import Engine, gathered, is_partitioned
-from gdps_ds.distributed.shards import Flat, Fragment, ShardedState, begin_moments
+from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.shards import Flat, Fragment, ShardedState, begin_moments, gathered, is_partitioned
 from gdps_ds.model.families import hidden_widths
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import Source, block_sources, changed_blocks, install, new_block
@@ -62,15 +62,16 @@ def replace_blocks(engine: Engine, old: SharingPlan, new: SharingPlan, languages
 def _exchange(
     engine: Engine, blocks: Mapping[str, nn.Module], router: Router | None, old: SharingPlan, new: SharingPlan
 ) -> Engine:
-    before, runtime = ShardedState(engine.deepspeed, engine.comm), engine.runtime_state()
+    before, runtime = engine.state(), engine.runtime_state()
     module = engine.close()
     install(module, blocks, router)
     replaced = engine.rebuilt(module, router)
-    state = ShardedState(replaced.deepspeed, engine.comm)
+    state = replaced.state()
     carry_over(state, before, old, new)
     if before.has_moments:
         begin_moments(replaced.deepspeed, state, before.step)
     replaced.load_runtime_state(runtime)
+    replaced.verify()
     gc.collect()
     return replaced
 

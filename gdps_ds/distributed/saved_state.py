@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.distributed.engine import Engine, gathered
-from gdps_ds.distributed.shards import MASTER, MOMENTS, Fragment, ShardedState, begin_moments
+from gdps_ds.distributed.engine import Engine
+from gdps_ds.distributed.shards import MASTER, MOMENTS, Fragment, begin_moments, gathered
 
 FIXED, RUNTIME = "fixed.safetensors", "engine.json"
 
@@ -42,7 +42,7 @@ def shard_name(rank: int) -> str:
 
 def save_state(engine: Engine, folder: Path) -> list[Path]:
     """Write the engine's state into ``folder``; gives the files that this rank has written. Collective."""
-    comm, state = engine.comm, ShardedState(engine.deepspeed, engine.comm)
+    comm, state = engine.comm, engine.state()
     keys, tensors, slices = state.keys, {}, {}
     for fragment in state.fragments:
         start, numel = _share(fragment, state.stage, comm)
@@ -191,8 +191,8 @@ def load_weights(module: nn.Module, saved: SavedState) -> None:
 
 @torch.no_grad()
 def restore(engine: Engine, saved: SavedState) -> None:
-    """Give an engine, started around a model of these weights, the exact fp32 weights, moments and counters."""
-    state = ShardedState(engine.deepspeed, engine.comm)
+    """Give an engine, started around a model of these weights, the exact fp32 weights, moments and counters. Collective."""
+    state = engine.state()
     for flat in state.flats:
         for key in saved.keys:
             target = flat.writable(key)
@@ -202,3 +202,4 @@ def restore(engine: Engine, saved: SavedState) -> None:
     if saved.runtime["step"] is not None:
         begin_moments(engine.deepspeed, state, saved.runtime["step"])
     engine.load_runtime_state(saved.runtime)
+    engine.verify()

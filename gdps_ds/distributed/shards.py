@@ -10,19 +10,49 @@ where on this rank, without copying, so that state can be handed from one engine
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from gdps_ds.distributed.comm import Communicator
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has taken the parameter's tensor apart."""
+    return hasattr(parameter, "ds_id")
+
+
+@contextlib.contextmanager
+def gathered(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> Iterator[None]:
+    """Context in which the parameters are whole on every rank. Collective where they are partitioned.
+
+    Those that were whole before (the small ones that ZeRO-3 keeps so) are whole in fp32 after it too: left to the next forward
+    pass, they would be gathered in the 16 bits of an autocast, and training would go on otherwise than without the context.
+
+    Args:
+        changed: rank 0's values inside the context are everybody's after it.
+    """
+    parameters = list(parameters)
+    whole: list[Any] = [each for each in parameters if getattr(each, "ds_status", None) == ZeroParamStatus.AVAILABLE]
+    with deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=0 if changed else None, enabled=any(map(is_partitioned, parameters))
+    ):
+        yield
+    if whole:
+        whole[0].all_gather(whole)
 
 
 @dataclass(frozen=True)
@@ -63,13 +93,21 @@ class Flat:
         return tensor
 
 
+class UnreadableEngineError(RuntimeError):
+    """DeepSpeed keeps weights elsewhere than this package knows: they could neither be saved nor split."""
+
+
 class ShardedState:
     """Views on the local shards of an engine; they stay valid after the engine is torn down."""
 
     def __init__(self, engine: DeepSpeedEngine, comm: Communicator) -> None:
         self.stage: int = engine.zero_optimization_stage()
         self._comm = comm
-        self.flats = tuple(_FLATS_OF_STAGE[self.stage](engine, _names(engine.module), comm.rank))
+        kind, flats_of = _FLATS_OF_STAGE[self.stage]
+        if not isinstance(engine.optimizer, kind):
+            found = type(engine.optimizer).__name__
+            raise UnreadableEngineError(f"DeepSpeed keeps the weights in its {found}, not in a {kind.__name__}")
+        self.flats = tuple(flats_of(engine, _names(engine.module), comm.rank))
         self._where = {fragment.name: (flat, fragment) for flat in self.flats for fragment in flat.fragments}
 
     @property
@@ -111,6 +149,36 @@ class ShardedState:
         whole.narrow(0, fragment.start, fragment.numel).copy_(local)
         return self._comm.sum(whole)[: math.prod(fragment.shape)].view(fragment.shape)
 
+    def verify(self, module: nn.Module) -> None:
+        """Compare this rank's part of the fp32 weights with the module's own parameters, made whole. Collective.
+
+        What these views are made from are private names of DeepSpeed, and options move what lies behind them.
+
+        Raises:
+            UnreadableEngineError: on every rank, naming parameters, if weights of any rank are others than the module's.
+        """
+        wrong = []
+        for name, parameter in module.named_parameters():
+            if name in self._where:
+                with gathered([parameter]):
+                    if not self._holds(name, parameter.detach()):
+                        wrong.append(name)
+        found = list(dict.fromkeys(name for names in self._comm.gather(wrong) for name in names))
+        if found:
+            raise UnreadableEngineError(
+                f"{len(found)} of {len(self._where)} parameters, such as {found[0]}, have other values in DeepSpeed's fp32 "
+                "weights than in the model"
+            )
+
+    def _holds(self, name: str, whole: Tensor) -> bool:
+        """Whether this rank's fp32 values are those of the whole parameter, to a few roundings in the parameter's precision
+        (new 16-bit neurons are means of 16-bit weights, the fp32 ones of fp32 weights)."""
+        fragment = self._where[name][1]
+        ours = self.local(name, MASTER)
+        theirs = whole.reshape(-1)[fragment.start : fragment.start + fragment.numel].to(ours)
+        rounding = 4 * torch.finfo(whole.dtype).eps
+        return torch.allclose(ours, theirs, rtol=rounding, atol=rounding * float(theirs.abs().max()) if len(theirs) else 0.0)
+
 
 def begin_moments(engine: DeepSpeedEngine, state: ShardedState, step: float) -> None:
     """Tell a new engine of the moments that were written into its ``state``, as of Adam's step ``step``."""
@@ -133,17 +201,17 @@ def _replicated_flats(engine: DeepSpeedEngine, names: dict[int, str], rank: int)
 
 
 def _partitioned_flats(engine: DeepSpeedEngine, names: dict[int, str], rank: int) -> Iterator[Flat]:
+    """From the optimiser's own order and offsets: ``_hp_mapping`` of the parameters has others than those under
+    ``round_robin_gradients`` (DeepSpeed 0.19)."""
     zero = engine.optimizer
-    for index, parameters in enumerate(zero.bit16_groups):
+    for index, flat in enumerate(zero.single_partition_of_fp32_groups):
+        first, last = rank * flat.numel(), (rank + 1) * flat.numel()
         fragments = []
-        for parameter in parameters:
-            offset = start = numel = 0
-            mapping = parameter._hp_mapping
-            if mapping is not None:
-                numel = mapping.hp_fragment_address.numel
-                offset, start = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
-            fragments.append(Fragment(names[id(parameter)], tuple(parameter.shape), offset, start, numel))
-        flat = zero.single_partition_of_fp32_groups[index]
+        for parameter, at in zip(zero.round_robin_bit16_groups[index], zero.round_robin_bit16_offsets[index], strict=True):
+            begin = min(max(at, first), last)
+            numel = max(min(at + parameter.numel(), last) - begin, 0)
+            start = begin - at if numel else 0
+            fragments.append(Fragment(names[id(parameter)], tuple(parameter.shape), begin - first, start, numel))
         yield Flat(flat, zero.optimizer.state[flat], tuple(fragments))
 
 
@@ -161,4 +229,10 @@ def _fully_partitioned_flats(engine: DeepSpeedEngine, names: dict[int, str], ran
         yield Flat(flat, zero.optimizer.state[flat], tuple(fragments))
 
 
-_FLATS_OF_STAGE = {0: _replicated_flats, 1: _partitioned_flats, 2: _partitioned_flats, 3: _fully_partitioned_flats}
+_FLATS_OF_STAGE: dict[int, tuple[type, Callable[[DeepSpeedEngine, dict[int, str], int], Iterator[Flat]]]] = {
+    0: (torch.optim.Optimizer, _replicated_flats),
+    1: (DeepSpeedZeroOptimizer, _partitioned_flats),
+    2: (DeepSpeedZeroOptimizer, _partitioned_flats),
+    3: (DeepSpeedZeroOptimizer_Stage3, _fully_partitioned_flats),
+}
+"""ZeRO stage -> DeepSpeed's optimiser that is understood, and what it holds."""

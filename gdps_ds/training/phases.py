@@ -19,13 +19,14 @@ from typing import Any
 
 from gdps_ds.analysis.arms import GDPS, PCGRAD, UNIFORM
 from gdps_ds.config import Config, PhaseConfig
-from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
 from gdps_ds.data.sampling import Position
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.distributed.engine import Engine, model_loading
+from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import load_weights, restore
+from gdps_ds.distributed.settings import model_loading
 from gdps_ds.evaluation.decoding import Translation, translate
 from gdps_ds.evaluation.metrics import score_languages, signatures, unscored
 from gdps_ds.files import atomic_write

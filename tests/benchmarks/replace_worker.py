@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import SeamlessM4TConfig, SeamlessM4TForSpeechToText
 
-from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.sampling import Position
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned

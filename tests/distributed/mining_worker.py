@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from gdps_ds.config import MineConfig
-from gdps_ds.config_file import load_deepspeed_file
 from gdps_ds.data.collate import Batch
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer

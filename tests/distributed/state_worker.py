@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gdps_ds.config_file import load_deepspeed_file
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
@@ -20,9 +20,9 @@ from tests.tiny import LANGUAGES, SITES, tiny_model, tiny_plan, tiny_train
 FROZEN = "text_decoder.layer_norm."
 
 
-def model() -> torch.nn.Module:
+def model(seed: int = 0) -> torch.nn.Module:
     """With frozen parameters and a buffer that no initialisation gives back."""
-    module = tiny_model()
+    module = tiny_model(seed)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN))
     return module

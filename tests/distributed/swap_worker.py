@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from deepspeed import DeepSpeedEngine
 
-from gdps_ds.config_file import load_deepspeed_file
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import ReplacementError, replace_blocks

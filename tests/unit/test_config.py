@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from gdps_ds.config import PlanConfig
-from gdps_ds.config_file import ConfigError, dump_config, load_config, load_deepspeed_file, load_section
+from gdps_ds.config_file import ConfigError, dump_config, load_config, load_section
+from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.plan import SharingPlan
 from tests.launch import ROOT
 
@@ -142,43 +142,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_section("plan", PlanConfig, tmp_path / "run.yaml")
 
 
-def test_the_deepspeed_file_may_not_repeat_the_experiment(tmp_path: Path) -> None:
-    path = tmp_path / "zero.json"
-    path.write_text(json.dumps({"optimizer": {}, "gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}))
-    with pytest.raises(ConfigError) as caught:
-        load_deepspeed_file(path)
-    assert len(caught.value.faults) == 2
-    assert "train.clip_norm" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "not valid JSON"),
-        (b"\xff", r"not UTF-8 \(byte 0\)"),
-        (b"[]", "must be an object, found list"),
-        (b'{"bf16": true}', "bf16: must be an object, found True"),
-        (b'{"zero_optimization": 2}', "zero_optimization: must be an object, found 2"),
-        (b'{"zero_optimization": {"stage": 4}}', "zero_optimization.stage: must be 0, 1, 2 or 3, found 4"),
-        (b'{"zero_optimisation": {"stage": 2}}', "zero_optimisation: unknown key; did you mean 'zero_optimization'?"),
-    ],
-)
-def test_a_deepspeed_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "zero.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"zero\.json: 1 fault\(s\)\n  - {message}"):
-        load_deepspeed_file(tmp_path / "zero.json")
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        load_deepspeed_file(tmp_path / "nothing.json")
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_sixteen_bit_weights_need_zero(tmp_path: Path, precision: str) -> None:
-    path = tmp_path / "zero.json"
-    path.write_text(json.dumps({precision: {"enabled": True}}))
-    with pytest.raises(ConfigError, match=f"{precision} without ZeRO .* torch_autocast"):
-        load_deepspeed_file(path)
-
-
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_shipped_experiment_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Corpora need not be there, everything else must be right."""
@@ -189,8 +152,3 @@ def test_every_shipped_experiment_is_valid(path: Path, monkeypatch: pytest.Monke
         assert all(".root: no folder" in fault for fault in error.faults), error
     else:
         load_deepspeed_file(config.deepspeed)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
-def test_every_shipped_deepspeed_file_is_valid(path: Path) -> None:
-    assert "zero_optimization" in load_deepspeed_file(path)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from gdps_ds.config import Config, PhaseConfig, SpecialiseConfig
 from gdps_ds.config_file import ConfigError
 from gdps_ds.distributed.comm import Communicator, RankZeroError
-from gdps_ds.distributed.engine import accumulation_steps, parameter_groups, runtime_settings
+from gdps_ds.distributed.engine import parameter_groups
+from gdps_ds.distributed.settings import accumulation_steps, check_settings, runtime_settings
 from gdps_ds.model.surgery import split_model
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training import phases
@@ -81,6 +82,15 @@ def test_ranks_must_be_able_to_share_an_update() -> None:
     with pytest.raises(ConfigError, match=r"train\.micro_batches: 1 fault\(s\)\n  - 6, which 4 ranks cannot share equally"):
         accumulation_steps(tiny_train(micro_batches=6), 4)
     assert runtime_settings({"zero_optimization": {"stage": 2}}, tiny_train(4), 2)["gradient_accumulation_steps"] == 2
+
+
+def test_deepspeed_reads_its_file_before_anything_long_begins() -> None:
+    """Sections in which DeepSpeed knows its keys are its own to check."""
+    check_settings({"zero_optimization": {"stage": 2}}, tiny_train(2), 2, "zero.json")
+    with pytest.raises(ConfigError, match=r"zero\.json: 1 fault\(s\)\n  - DeepSpeed refuses it"):
+        check_settings({"zero_optimization": {"stgae": 2}}, tiny_train(2), 2, "zero.json")
+    with pytest.raises(ConfigError, match="DeepSpeed refuses it: NVIDIA Apex AMP"):
+        check_settings({"amp": {"enabled": True}}, tiny_train(2), 2, "zero.json")
 
 
 def test_a_window_of_training_is_mined_every_so_often() -> None:
