@@ -123,11 +123,16 @@ class PreparationReport:
                 lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
         return "\n".join([*lines, *(f"{count} of them are in {split} too" for split, count in shared.items())])
 
-    def require(self, languages: Iterable[str]) -> None:
-        """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why."""
+    def require(self, languages: Iterable[str], without_text: str = "") -> None:
+        """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why.
+
+        ``without_text`` says what to do where it is for want of translations.
+        """
         missing = [language for language in languages if not self.languages.get(language, LanguageReport()).kept]
         if missing:
             listing = "\n".join(f"  {language}: {self._why(language)}" for language in missing)
+            if any(self.languages[language].skipped[NO_TEXT] for language in missing if language in self.languages):
+                listing += f"\n  {without_text}" if without_text else ""
             raise DataError(f"data.languages: no usable utterance is left of {len(missing)} language(s)\n{listing}")
 
     def _why(self, language: str) -> str:

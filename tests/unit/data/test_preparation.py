@@ -260,6 +260,7 @@ def test_the_launcher_writes_manifest_and_report(
         "languages": report.to_dict(),
         "overlap": {},
         "manifest": digest_of(tmp_path / "out" / "train.jsonl"),
+        "corpus": {"layout": "manifest", "root": str(tmp_path / "raw")},
     }
     assert report.summary({}) in capsys.readouterr().out
 
@@ -302,7 +303,9 @@ def test_a_test_set_without_references_is_prepared_when_asked(
     write_manifest(tmp_path / "raw" / "test.jsonl", [replace(row, target_text=None) for row in corpus[:3]])
     options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "test", "--out", str(tmp_path / "out")]
     assert main(options) == 2
-    assert "bem: 2 read, 2 empty text" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bem: 2 read, 2 empty text" in said
+    assert said.endswith("\n  a test set without translations is prepared with --no-references\n")
     assert main([*options, "--no-references"]) == 0
     assert "2  kept, but without a translation" in capsys.readouterr().out
     assert [row.target_text for row in read_manifest(tmp_path / "out" / "test.jsonl")] == [None] * 3
