@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gdps_ds.config import Config, Section
+from gdps_ds.config import Config
+from gdps_ds.fields import Section
 from gdps_ds.plan import PlanError, SharingPlan
 
 S = TypeVar("S", bound=Section)

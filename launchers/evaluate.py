@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError, load_section
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest
-from gdps_ds.launching import fault
+from gdps_ds.files import expanded
+from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError, SharingPlan
 
 if TYPE_CHECKING:
@@ -203,10 +204,10 @@ def read_specs(text: str, arms: Sequence[str]) -> list[Spec]:
     """``[NAME=]PATH`` as systems: one for each arm of a run directory.
 
     Raises:
-        ValueError: a run without arms.
+        ValueError: a run without arms, or a path in a home folder that there is not.
     """
     found = re.fullmatch(r"([\w.+-]+)=(.+)", text)
-    name, path = (found[1], found[2]) if found else ("", text)
+    name, path = (found[1], expanded(found[2])) if found else ("", expanded(text))
     if not is_run(Path(path)):
         return [Spec(name or (Path(path).stem if Path(path).is_file() else Path(path).name), path)]
     arms = arms or sorted(file.stem for file in (Path(path) / "hypotheses").glob("*.jsonl"))
@@ -273,13 +274,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="[NAME=]SYSTEM | decode.key=value", help="systems; overrides")
     parser.add_argument("--arm", action="append", default=[], help="arm of the run directories; may be repeated (default: all)")
-    parser.add_argument("--manifest", type=Path, help="test set: a manifest (default: that of the first run directory)")
-    parser.add_argument("--references", type=Path, help="test set without audio: a reference a line")
+    parser.add_argument("--manifest", type=location, help="test set: a manifest (default: that of the first run directory)")
+    parser.add_argument("--references", type=location, help="test set without audio: a reference a line")
     parser.add_argument("--language", default="und", help="source language of --references (default: %(default)s)")
-    parser.add_argument("--plan", type=Path, help="plan.json whose language groups get a score (default: the first run's)")
+    parser.add_argument("--plan", type=location, help="plan.json whose language groups get a score (default: the first run's)")
     parser.add_argument("--comet", action="store_true", help="score COMET too (decode.comet_model, comet_source, comet_batch)")
-    parser.add_argument("--transcripts", type=Path, help="source lines for COMET, in the order of the test set")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/evaluation)")
+    parser.add_argument("--transcripts", type=location, help="source lines for COMET, in the order of the test set")
+    parser.add_argument("--out", type=location, help="folder to write to (default: RUN_DIR/evaluation)")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser
 

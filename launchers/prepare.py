@@ -27,7 +27,7 @@ from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
 from gdps_ds.data.manifest import DataError, audio_roots_of, stream_manifest, write_manifest
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.files import atomic_path, atomic_write, digest_of
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 
 DEMOS = {"demo": False, "demo-conflict": True}
 """Corpora that are made on the spot, and whether two of their languages mean other things by the same words."""
@@ -120,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     layouts = ", ".join([*DEMOS, *LAYOUTS, *(f"{name}:SOURCE-TARGET" for name in PAIR_LAYOUTS)])
     parser.add_argument("--corpus", required=True, metavar="LAYOUT", help=f"layout of the corpus: {layouts}")
-    parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
+    parser.add_argument("--root", required=True, type=location, help="folder of the corpus as it was downloaded")
     parser.add_argument("--split", help="split to prepare, such as train")
-    parser.add_argument("--out", type=Path, help="folder for the manifest and the report")
+    parser.add_argument("--out", type=location, help="folder for the manifest and the report")
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
     parser.add_argument("--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s")
     parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")

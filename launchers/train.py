@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config, load_deepspeed_file
 from gdps_ds.data.manifest import DataError
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 from gdps_ds.options import options
 
 
@@ -93,7 +93,7 @@ def _run(config: Config, local_rank: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="experiment file (YAML)")
+    parser.add_argument("--config", required=True, type=location, help="experiment file (YAML)")
     parser.add_argument("--options", action="version", version=options(), help="list every option of experiment files")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser
