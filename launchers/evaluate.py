@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
 
     deepspeed.utils.logger.setLevel("WARNING")
     try:
-        comm = start(options.local_rank)
+        comm = Communicator.start(options.local_rank, engine=False)
     except MeetingError as error:
         return fault("evaluate", error)
     try:
@@ -182,18 +182,6 @@ def comet_segments(
         )
         for system in systems
     }
-
-
-def start(local_rank: int) -> Communicator:
-    """The ranks that the launcher started, or this process alone."""
-    import torch
-    from deepspeed.accelerator import get_accelerator
-
-    from gdps_ds.distributed.comm import Communicator
-
-    if "RANK" in os.environ:
-        return Communicator.start(local_rank)
-    return Communicator(0, 1, 0, torch.device(get_accelerator().current_device_name()))
 
 
 def is_run(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
     deepspeed --num_gpus 2 launchers/train.py --config ds_configs/experiments/demo.yaml [key.sub=value ...]
 
+Without a launcher, as python launchers/train.py, it trains in one process, on one GPU where there are any.
 Started again with the same run directory it goes on where it stopped (run.resume: auto). The exit code is 75 (try again)
 where a signal has stopped it, and another one than 0 where it has failed.
 """
