@@ -76,6 +76,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     # Imported after the options have been checked, because they take seconds.
     import deepspeed.utils
 
+    from gdps_ds.data.preparation import with_durations
     from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.evaluation.comet import comet_signature, load_comet
@@ -96,6 +97,8 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
         # Before hours of decoding: a COMET model that is missing should be missed now.
         comet: list[Any] = []
         comm.from_main(lambda: comet.append(load_comet(settings.comet_model)) if options.comet else None)
+        if not all(translations_of(spec).is_file() for spec in specs):
+            test = comm.from_main(lambda: with_durations(test))
         systems = [load_system(spec, test, settings, comm, out) for spec in specs]
         if comm.is_main:
             systems, unscored = referenced(aligned(systems))
@@ -121,9 +124,7 @@ def load_system(spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, c
     """
     from gdps_ds.evaluation.systems import System, read_translations, translations_of_lines, with_references
 
-    path = Path(spec.path)
-    if spec.arm is not None:
-        path = path / "hypotheses" / f"{spec.arm}.jsonl"
+    path = translations_of(spec)
     if not path.is_file():
         return System(spec.name, tuple(translate_checkpoint(spec, test, settings, comm, out)))
 
@@ -136,6 +137,11 @@ def load_system(spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, c
         return System(spec.name, tuple(translations_of_lines(path, test)))
 
     return comm.from_main(read)
+
+
+def translations_of(spec: Spec) -> Path:
+    """The file of a system's translations; where there is none, it is a checkpoint that makes them."""
+    return Path(spec.path) if spec.arm is None else Path(spec.path) / "hypotheses" / f"{spec.arm}.jsonl"
 
 
 def translate_checkpoint(
