@@ -7,6 +7,7 @@ and what all ranks must agree on is compared by digest before it is used.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from gdps_ds.distributed.environment import EnvironmentFault, is_alone, variables_of_one
+from gdps_ds.distributed.environment import EnvironmentFault, is_alone, little_shared_memory, variables_of_one
 
 T = TypeVar("T")
 
@@ -79,6 +80,9 @@ class Communicator:
             raise MeetingError(f"ranks cannot meet at {place}: {str(error).partition(chr(10))[0]}; {advice}") from error
         comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
         comm._timeout = timeout
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", accelerator.device_count())))
+        if local_rank == 0 and comm.device.type == "cuda" and (warning := little_shared_memory(min(ranks, comm.world_size))):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         return comm
 
     @staticmethod

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import deepspeed
 import pytest
@@ -11,7 +13,7 @@ from deepspeed.comm.torch import build_shm_op
 from deepspeed.ops.op_builder import OpBuilder
 
 from gdps_ds.distributed.comm import Communicator, MeetingError
-from gdps_ds.distributed.environment import CLOUDS, MPI, NAMES, EnvironmentFault, is_alone
+from gdps_ds.distributed.environment import CLOUDS, MPI, NAMES, EnvironmentFault, is_alone, little_shared_memory
 from tests.launch import environment
 
 TRAINS_ALONE = """
@@ -91,3 +93,21 @@ def test_ranks_that_were_started_by_halves_are_told_how_to_start(monkeypatch: py
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(MeetingError, match="MASTER_PORT: not in the environment, unlike other variables of ranks; start ranks"):
         Communicator.start(0)
+
+
+def test_a_container_with_little_shared_memory_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def of(size: int, free: int) -> None:
+        monkeypatch.setattr(
+            os, "statvfs", lambda folder: SimpleNamespace(f_frsize=4096, f_blocks=size * 256, f_bavail=free * 256)
+        )
+
+    of(64, 60)
+    warning = little_shared_memory(8, tmp_path)
+    assert warning is not None
+    assert warning.startswith(
+        f"{tmp_path} has 64 MiB, 60 of them free; 8 ranks on a node may need more for NCCL: docker run --shm"
+    )
+    assert little_shared_memory(1, tmp_path) is None
+    assert little_shared_memory(8, tmp_path / "nowhere") is None
+    of(8192, 8000)
+    assert little_shared_memory(8, tmp_path) is None
