@@ -142,7 +142,8 @@ class Batch:
 
 
 def _batch_of(*values: Any) -> Batch:
-    return Batch(*(torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values))
+    tensors: list[Any] = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    return Batch(*tensors)
 
 
 @dataclass(frozen=True)
