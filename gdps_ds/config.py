@@ -8,22 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Language = Annotated[str, Field(pattern=r"^[a-z]{2,8}$")]
-Globs = Annotated[tuple[str, ...], Field(min_length=1)]
-ConfigValue = bool | int | float | str | None
-
-
-class Section(BaseModel):
-    """A node of the tree: immutable, and strict about keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, populate_by_name=True)
-
+from gdps_ds.fields import ConfigValue, Count, Fraction, Globs, Language, Location, NonNegative, Positive, Section
 
 Arm = Literal[
     "gdps", "uniform", "wide", "pcgrad",
@@ -36,7 +23,7 @@ Arm = Literal[
 class RunConfig(Section):
     """Where a run lives and how it is repeated."""
 
-    dir: str = Field(description="run directory: resolved config, plan, checkpoints, metrics, hypotheses, scores")
+    dir: Location = Field(description="run directory: resolved config, plan, checkpoints, metrics, hypotheses, scores")
     seed: int = Field(1, ge=0, description="seeds initial weights, sampling order, dropout and sketches")
     resume: Literal["auto", "never"] = Field("auto", description="auto goes on from the newest checkpoint in run.dir")
     arms: tuple[Arm, ...] = Field(
@@ -44,7 +31,7 @@ class RunConfig(Section):
         min_length=1,
         description="continuations of the unified model that are trained and compared, see gdps_ds.analysis.arms",
     )
-    unified: str | None = Field(None, description="run directory whose unified model the arms start from; null trains one")
+    unified: Location | None = Field(None, description="run directory whose unified model the arms start from; null trains one")
     keep_checkpoints: Count = Field(2, description="newest checkpoints of a phase that are kept, beside the best one")
     use: Literal["last", "best"] = Field(
         "last",
@@ -57,11 +44,11 @@ class CorpusConfig(Section):
     """One corpus as it was downloaded, and which of its splits play which part."""
 
     layout: str = Field(description="name of the layout, see gdps_ds.data.corpora.LAYOUTS")
-    root: str = Field(description="folder of the corpus; relative paths start at the working directory")
+    root: Location = Field(description="folder of the corpus; relative paths start at the working directory")
     train: str = Field("train", description="split used for training and mining")
     dev: str = Field("dev", description="split that is evaluated during training")
     test: str = Field("test", description="split that is translated, and scored where it has references")
-    audio_roots: tuple[str, ...] = Field(
+    audio_roots: tuple[Location, ...] = Field(
         (), description="layout manifest: folders beside root that hold audio; a manifest that names files elsewhere is refused"
     )
 
@@ -123,7 +110,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which speech-to-text model is trained."""
 
-    pretrained: str | None = Field(None, description="path or hub name of a SeamlessM4T checkpoint; null builds a new model")
+    pretrained: Location | None = Field(None, description="SeamlessM4T checkpoint: path or hub name; null builds a new model")
     config: dict[str, ConfigValue] = Field(
         default_factory=dict,
         description="fields of the transformers config set on top of the checkpoint's (or the class's)",
@@ -155,7 +142,7 @@ class LaterPlan(Section):
     """A plan that takes the place of the one before, in the live engine."""
 
     update: Count = Field(description="updates of the specialising phase after which it is applied")
-    from_file: str = Field(alias="from", description="plan.json; one without sites merges the lanes again")
+    from_file: Location = Field(alias="from", description="plan.json; one without sites merges the lanes again")
 
 
 class SpecialiseConfig(PhaseConfig):
@@ -217,7 +204,7 @@ class MineConfig(Section):
 class PlanConfig(Section):
     """What rank 0 decides, by which rule; ``from_file`` takes a plan that exists instead."""
 
-    from_file: str | None = Field(None, alias="from", description="plan.json to apply instead of planning")
+    from_file: Location | None = Field(None, alias="from", description="plan.json to apply instead of planning")
     rule: Literal["ours", "paper"] = Field("ours", description="similarity used for groups, sites and capacity")
     sites: Count | Globs = Field(1, description="how many sites to split, or glob patterns that name them")
     groups: Literal["auto"] | Annotated[int, Field(ge=2)] | tuple[tuple[Language, ...], ...] = Field(
@@ -264,7 +251,7 @@ class DecodeConfig(Section):
     normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
         "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
     )
-    comet_model: str = Field(
+    comet_model: Location = Field(
         "Unbabel/wmt22-comet-da", description="COMET's name on the hub, or its model.ckpt (evaluate.py --comet)"
     )
     comet_source: Literal["text", "empty", "transcript"] = Field(
@@ -314,7 +301,7 @@ class TrackConfig(Section):
 class Config(Section):
     """A whole experiment."""
 
-    deepspeed: str = Field(description="DeepSpeed JSON file: ZeRO stage, precision, offload; such as ds_configs/zero2.json")
+    deepspeed: Location = Field(description="DeepSpeed JSON: ZeRO stage, precision, offload; such as ds_configs/zero2.json")
     run: RunConfig
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)

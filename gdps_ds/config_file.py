@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gdps_ds.config import Config, Section
+from gdps_ds.config import Config
+from gdps_ds.fields import Section
 from gdps_ds.plan import PlanError, SharingPlan
 
 S = TypeVar("S", bound=Section)
@@ -125,14 +126,24 @@ def _apply_override(tree: dict[str, Any], override: str) -> Iterator[str]:
         yield f"override '{override}': the value is not valid YAML; patterns with * stand in quotes"
         return
     *parents, last = key.split(".")
-    node = tree
+    node: dict[str, Any] | list[Any] = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        child = node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent)
+        if not isinstance(child, dict | list):
             yield f"override '{override}': {parent} is not a section"
             return
         node = child
-    node[last] = value
+    if isinstance(node, dict):
+        node[last] = value
+    elif _item(node, last) is None:
+        yield f"override '{override}': the list has {len(node)} items, numbered from 0"
+    else:
+        node[int(last)] = value
+
+
+def _item(items: list[Any], number: str) -> Any:
+    """An item of a list as errors name it, such as the 0 of ``data.corpora.0.root``; None where there is none."""
+    return items[int(number)] if number.isdecimal() and int(number) < len(items) else None
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -186,7 +197,8 @@ def _faulty_files(config: Config) -> Iterator[str]:
         yield from (f"{option}: {fault}" for fault in _plan_faults(path, config.data.languages))
     for number, corpus in enumerate(config.data.corpora):
         if not Path(corpus.root).is_dir():
-            yield f"data.corpora.{number}.root: no folder {corpus.root}"
+            hint = " (it is a file; give the folder that holds it)" if Path(corpus.root).is_file() else ""
+            yield f"data.corpora.{number}.root: no folder {corpus.root}{hint}"
 
 
 def _plan_faults(path: str, languages: Sequence[str]) -> list[str]:

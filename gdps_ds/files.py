@@ -1,10 +1,11 @@
-"""Files and folders that are whole or not there: written aside, synced, then renamed."""
+"""Files and folders that are whole or not there: written aside, synced, then renamed; and paths as users write them."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -80,3 +81,17 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expanded(path: str) -> str:
+    """``path`` with ``~`` and environment variables written out: shells leave them alone in ``run.dir=~/x`` and ``--out=~/x``.
+
+    Raises:
+        ValueError: there is no such variable, or no such user.
+    """
+    found = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111  (also names on the hub)
+    if unset := re.search(r"\$(\w+|\{\w+\})", found, re.ASCII):
+        raise ValueError(f"the environment variable {unset[0]} is not set")
+    if found.startswith("~"):
+        raise ValueError(f"there is no home folder {found.partition('/')[0]}")
+    return found

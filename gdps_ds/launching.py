@@ -1,10 +1,14 @@
-"""What all launchers do alike: tell of a fault in options, files or data in one line, and end with exit code 2."""
+"""What all launchers do alike: read paths, tell of a fault in options, files or data in one line, and end with exit code 2."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
+from pathlib import Path
+
+from gdps_ds.files import expanded
 
 FAULT = 2
 """The exit code."""
@@ -19,3 +23,15 @@ def fault(program: str, error: object) -> int:
         time.sleep(PATIENCE)
     print(f"{program}: {error}", file=sys.stderr, flush=True)
     return FAULT
+
+
+def location(text: str) -> Path:
+    """The type of an option that is a path, see :func:`expanded`.
+
+    Raises:
+        argparse.ArgumentTypeError: a variable or a user in it is not known.
+    """
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None

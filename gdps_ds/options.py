@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from gdps_ds.config import Config, Section
+from gdps_ds.config import Config
 from gdps_ds.config_file import section_of
+from gdps_ds.fields import Section
 
 WIDTH = 120
 

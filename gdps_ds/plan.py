@@ -165,6 +165,8 @@ class SharingPlan:
             raise PlanError(source, [f"not valid JSON: {error}"]) from None
         if not isinstance(tree, dict):
             raise PlanError(source, [f"must be an object with languages, groups and sites, found {tree!r:.40}"])
+        if written := list(_width_faults(tree)):  # alone, for lanes that such numbers make up are wrong in many ways
+            raise PlanError(source, written)
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(_complete(tree)), strict=True)
         except ValidationError as error:
@@ -210,6 +212,30 @@ class SharingPlan:
 def _on_one_line(found: re.Match[str]) -> str:
     """Remove line breaks, which stand between JSON values only: within a string they are escaped."""
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=\[)\s*\n\s*|\s*\n\s*(?=\])", "", found[0]))
+
+
+def _width_faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the numbers of hand-written sites, from which their lanes are made up."""
+    groups, sites = tree.get("groups"), tree.get("sites")
+    count = len(groups) if isinstance(groups, list) else 1
+    for index, site in enumerate(sites if isinstance(sites, list) else []):
+        if not isinstance(site, dict) or {"shared", "private"} <= site.keys() - {"shared_width"}:
+            continue
+        hidden, width = site.get("hidden"), tree.get("width", "preserve")
+        if "hidden" in site and (type(hidden) is not int or hidden < 2):
+            yield f"sites.{index}.hidden: must be the number of hidden neurons, 2 or more (found {hidden!r:.60})"
+        elif type(hidden) is int and "shared_width" in site:
+            yield from (f"sites.{index}.shared_width: {fault}" for fault in _shared_width_faults(site, hidden, count, width))
+
+
+def _shared_width_faults(site: Mapping[str, Any], hidden: int, groups: int, width: object) -> Iterator[str]:
+    found, highest = site["shared_width"], {"added": hidden, "constant": hidden - groups}.get(str(width), hidden - 1)
+    if "shared" in site:
+        yield "shared names the neurons already; give one of the two"
+    elif type(found) is not int or not 1 <= found <= highest:
+        yield f"must be an integer from 1 to {highest}, as the block has {hidden} hidden neurons (found {found!r:.60})"
+    elif width == "constant" and "private" not in site and (hidden - found) % groups:
+        yield f"leaves {hidden - found} of {hidden} neurons, which {groups} groups cannot share equally (width: constant)"
 
 
 def _complete(tree: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +304,8 @@ def _site_faults(site: SitePlan, groups: int, width: Width) -> Iterator[str]:
             yield f"{field_name}: empty; every lane needs a neuron"
         if any(left >= right for left, right in pairwise(lane)):
             yield f"{field_name}: must be ascending, each neuron once"
+        if field_name == "shared" and (outside or not lane):
+            return  # what follows from it need not be told
     if len(site.private) != groups:
         yield f"private: {len(site.private)} lanes for {groups} groups"
         return

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config import PlanConfig
 from gdps_ds.config_file import load_section
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError, SharingPlan
 from gdps_ds.reporting.plan_comparison import write_comparison
 from gdps_ds.reporting.plan_report import Rule, analyse, write_report
@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     overrides = [text for text in options.arguments if "=" in text]
-    folders = [Path(text) for text in options.arguments if "=" not in text]
+    try:
+        folders = [location(text) for text in options.arguments if "=" not in text]
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     if len(folders) > 1 and (options.sketches or not options.out):
         parser.error("several RUN_DIRs are compared: give --out FOLDER, and no --sketches")
     if not (folders or options.sketches):
@@ -86,9 +89,9 @@ def load_sketches(path: Path) -> Sketches:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="analyse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="RUN_DIR | plan.key=value", help="run directories; overrides")
-    parser.add_argument("--sketches", type=Path, help="sketch file (default: RUN_DIR/sketches.safetensors)")
+    parser.add_argument("--sketches", type=location, help="sketch file (default: RUN_DIR/sketches.safetensors)")
     parser.add_argument("--rule", choices=RULES, default="both", help="rule to plan by (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/analysis)")
+    parser.add_argument("--out", type=location, help="folder to write to (default: RUN_DIR/analysis)")
     return parser
 
 

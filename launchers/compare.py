@@ -26,7 +26,7 @@ from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.manifest import DataError
 from gdps_ds.deepspeed_file import load_deepspeed_file
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError
 from gdps_ds.training.run_dir import open_run_dir, plan_path
 
@@ -93,7 +93,7 @@ def report(config: Config, out: Path) -> str:
     return write_comparison(compare_arms(runs, REFERENCES, config.decode), records, out)
 
 
-def _of_seed(path: str, overrides: Sequence[str], seed: int) -> Config:
+def _of_seed(path: Path, overrides: Sequence[str], seed: int) -> Config:
     """The configuration of one seed's run, with what the command line has for all of them."""
     out = load_config(path, overrides).run.dir
     return load_config(path, ["track.report=false", *overrides, f"run.dir={Path(out) / f'{SEED}{seed}'}", f"run.seed={seed}"])
@@ -140,7 +140,9 @@ def words(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="experiment file (YAML); key.sub=value arguments override it")
+    parser.add_argument(
+        "--config", required=True, type=location, help="experiment file (YAML); key.sub=value arguments override it"
+    )
     parser.add_argument("--seeds", type=seeds, default="1,2,3,4,5", help="run.seed of each run (default: %(default)s)")
     launcher = 'arguments of deepspeed, such as "--num_gpus 2"'
     parser.add_argument("--launcher-args", type=words, default="", metavar="TEXT", help=launcher)

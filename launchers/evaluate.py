@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError, load_section
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest
-from gdps_ds.launching import fault
+from gdps_ds.files import expanded
+from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError, SharingPlan
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     # Imported after the options have been checked, because they take seconds.
     import deepspeed.utils
 
+    from gdps_ds.data.preparation import with_durations
     from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.evaluation.comet import comet_signature, load_comet
@@ -85,7 +87,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
 
     deepspeed.utils.logger.setLevel("WARNING")
     try:
-        comm = start(options.local_rank)
+        comm = Communicator.start(options.local_rank, engine=False)
     except MeetingError as error:
         return fault("evaluate", error)
     try:
@@ -95,6 +97,8 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
         # Before hours of decoding: a COMET model that is missing should be missed now.
         comet: list[Any] = []
         comm.from_main(lambda: comet.append(load_comet(settings.comet_model)) if options.comet else None)
+        if not all(translations_of(spec).is_file() for spec in specs):
+            test = comm.from_main(lambda: with_durations(test))
         systems = [load_system(spec, test, settings, comm, out) for spec in specs]
         if comm.is_main:
             systems, unscored = referenced(aligned(systems))
@@ -120,9 +124,7 @@ def load_system(spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, c
     """
     from gdps_ds.evaluation.systems import System, read_translations, translations_of_lines, with_references
 
-    path = Path(spec.path)
-    if spec.arm is not None:
-        path = path / "hypotheses" / f"{spec.arm}.jsonl"
+    path = translations_of(spec)
     if not path.is_file():
         return System(spec.name, tuple(translate_checkpoint(spec, test, settings, comm, out)))
 
@@ -135,6 +137,11 @@ def load_system(spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, c
         return System(spec.name, tuple(translations_of_lines(path, test)))
 
     return comm.from_main(read)
+
+
+def translations_of(spec: Spec) -> Path:
+    """The file of a system's translations; where there is none, it is a checkpoint that makes them."""
+    return Path(spec.path) if spec.arm is None else Path(spec.path) / "hypotheses" / f"{spec.arm}.jsonl"
 
 
 def translate_checkpoint(
@@ -183,18 +190,6 @@ def comet_segments(
     }
 
 
-def start(local_rank: int) -> Communicator:
-    """The ranks that the launcher started, or this process alone."""
-    import torch
-    from deepspeed.accelerator import get_accelerator
-
-    from gdps_ds.distributed.comm import Communicator
-
-    if "RANK" in os.environ:
-        return Communicator.start(local_rank)
-    return Communicator(0, 1, 0, torch.device(get_accelerator().current_device_name()))
-
-
 def is_run(path: Path) -> bool:
     return (path / RESOLVED).is_file()
 
@@ -203,10 +198,10 @@ def read_specs(text: str, arms: Sequence[str]) -> list[Spec]:
     """``[NAME=]PATH`` as systems: one for each arm of a run directory.
 
     Raises:
-        ValueError: a run without arms.
+        ValueError: a run without arms, or a path in a home folder that there is not.
     """
     found = re.fullmatch(r"([\w.+-]+)=(.+)", text)
-    name, path = (found[1], found[2]) if found else ("", text)
+    name, path = (found[1], expanded(found[2])) if found else ("", expanded(text))
     if not is_run(Path(path)):
         return [Spec(name or (Path(path).stem if Path(path).is_file() else Path(path).name), path)]
     arms = arms or sorted(file.stem for file in (Path(path) / "hypotheses").glob("*.jsonl"))
@@ -273,13 +268,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="[NAME=]SYSTEM | decode.key=value", help="systems; overrides")
     parser.add_argument("--arm", action="append", default=[], help="arm of the run directories; may be repeated (default: all)")
-    parser.add_argument("--manifest", type=Path, help="test set: a manifest (default: that of the first run directory)")
-    parser.add_argument("--references", type=Path, help="test set without audio: a reference a line")
+    parser.add_argument("--manifest", type=location, help="test set: a manifest (default: that of the first run directory)")
+    parser.add_argument("--references", type=location, help="test set without audio: a reference a line")
     parser.add_argument("--language", default="und", help="source language of --references (default: %(default)s)")
-    parser.add_argument("--plan", type=Path, help="plan.json whose language groups get a score (default: the first run's)")
+    parser.add_argument("--plan", type=location, help="plan.json whose language groups get a score (default: the first run's)")
     parser.add_argument("--comet", action="store_true", help="score COMET too (decode.comet_model, comet_source, comet_batch)")
-    parser.add_argument("--transcripts", type=Path, help="source lines for COMET, in the order of the test set")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/evaluation)")
+    parser.add_argument("--transcripts", type=location, help="source lines for COMET, in the order of the test set")
+    parser.add_argument("--out", type=location, help="folder to write to (default: RUN_DIR/evaluation)")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser
 

@@ -24,7 +24,7 @@ from gdps_ds.config_file import ConfigError
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
 from gdps_ds.files import atomic_write, permit
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
 from gdps_ds.plan import PlanError
 from gdps_ds.reporting.run_metrics import UNIFIED
@@ -78,12 +78,12 @@ def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[P
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run_dir", type=location, metavar="RUN_DIR")
     parser.add_argument("--arm", default="gdps", help="an arm of run.arms, or unified (default: %(default)s)")
     parser.add_argument("--checkpoint", help="latest, best or a name such as update-000400 (default: what run.use says)")
     parser.add_argument("--average", type=int, default=1, metavar="N", help="mean of the newest N checkpoints up to that one")
     parser.add_argument("--whole", action="store_true", help="one checkpoint with its lanes instead of one a group")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN_DIR/export/ARM)")
+    parser.add_argument("--out", type=location, help="folder to write to (default: RUN_DIR/export/ARM)")
     return parser
 
 

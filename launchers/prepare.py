@@ -6,26 +6,33 @@
 The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>`` and do not
 decode again, and <out>/<split>.report.json, which counts every skipped utterance by language and reason, and
 those that other splits in <out> hold too. Layouts that serve many languages take a pair of them:
---corpus mustc:eng-deu. A test set whose translations are not published is prepared with --no-references.
+--corpus mustc:eng-deu. A test set whose translations are not published is prepared with --no-references. A manifest
+of another corpus is only replaced with --replace: give each corpus an --out of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
-from gdps_ds.data.manifest import DataError, stream_manifest, write_manifest
+from gdps_ds.data.manifest import DataError, audio_roots_of, stream_manifest, write_manifest
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.files import atomic_path, atomic_write, digest_of
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 
 DEMOS = {"demo": False, "demo-conflict": True}
 """Corpora that are made on the spot, and whether two of their languages mean other things by the same words."""
+
+WITHOUT_TEXT = "a test set without translations is prepared with --no-references"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare_split(options: argparse.Namespace) -> None:
     report, manifest = PreparationReport(), options.out / f"{options.split}.jsonl"
+    report_path, corpus = (
+        manifest.with_suffix(".report.json"),
+        {"layout": options.corpus, "root": os.path.realpath(options.root)},
+    )
+    if not options.replace:
+        _refuse_another(manifest, report_path, corpus)
     others = {path.stem: path for path in sorted(options.out.glob("*.jsonl")) if path != manifest}
     kept = prepared(
         read_corpus(options.corpus, options.root, options.split),
@@ -63,13 +76,35 @@ def _prepare_split(options: argparse.Namespace) -> None:
     with atomic_path(manifest) as partial:
         count = write_manifest(partial, kept)
         shared = overlaps(stream_manifest(partial), {split: stream_manifest(path) for split, path in others.items()})
-        contents = {"languages": report.to_dict(), "overlap": shared, "manifest": digest_of(partial)}
-        with atomic_write(options.out / f"{options.split}.report.json") as file:
+        contents = {"languages": report.to_dict(), "overlap": shared, "manifest": digest_of(partial), "corpus": corpus}
+        with atomic_write(report_path) as file:
             json.dump(contents, file, indent=2, ensure_ascii=False)
         print(report.summary(shared))
-        report.require(options.languages or report.languages)
+        report.require(options.languages or report.languages, without_text=WITHOUT_TEXT)
     print(f"wrote {count} utterances to {manifest}")
-    print(f"use it with layout: manifest, root: {options.out}, audio_roots: [{options.root}]")
+    print(f"use it as {_corpus_of(options.out, audio_roots_of(manifest, options.root))}")
+
+
+def _refuse_another(manifest: Path, report: Path, corpus: Mapping[str, str]) -> None:
+    """Raise a :class:`DataError` where there is a manifest that was not made of ``corpus``, or that was edited since."""
+    if not manifest.is_file():
+        return
+    try:
+        known = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    held = known.get("corpus")
+    if held == corpus and known.get("manifest") == digest_of(manifest):
+        return
+    what = f"corpus '{held['layout']}' of {held['root']}" if held else "utterances that are not known to be of this corpus"
+    edited = ", and was edited since" if held == corpus else ""
+    raise DataError(f"{manifest} holds {what}{edited}; choose another --out, or replace it with --replace")
+
+
+def _corpus_of(out: Path, audio_roots: Sequence[str]) -> str:
+    """An entry of ``data.corpora`` as YAML."""
+    entry = {"layout": "manifest", "root": str(out)} | ({"audio_roots": list(audio_roots)} if audio_roots else {})
+    return str(yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)).strip()
 
 
 def _build_demo(options: argparse.Namespace) -> None:
@@ -77,7 +112,7 @@ def _build_demo(options: argparse.Namespace) -> None:
 
     conflict, workers = DEMOS[options.corpus], max(options.workers, 1)
     build_demo_corpus(options.root, conflict=conflict, workers=workers, progress=sys.stderr.isatty())
-    print(f"the demo corpus is in {options.root}; use it with layout: manifest, root: {options.root}")
+    print(f"the demo corpus is in {options.root}; use it as {_corpus_of(options.root, ())}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,15 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     layouts = ", ".join([*DEMOS, *LAYOUTS, *(f"{name}:SOURCE-TARGET" for name in PAIR_LAYOUTS)])
     parser.add_argument("--corpus", required=True, metavar="LAYOUT", help=f"layout of the corpus: {layouts}")
-    parser.add_argument("--root", required=True, type=Path, help="folder of the corpus as it was downloaded")
+    parser.add_argument("--root", required=True, type=location, help="folder of the corpus as it was downloaded")
     parser.add_argument("--split", help="split to prepare, such as train")
-    parser.add_argument("--out", type=Path, help="folder for the manifest and the report")
+    parser.add_argument("--out", type=location, help="folder for the manifest and the report")
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
     parser.add_argument("--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s")
     parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")
     parser.add_argument("--too-long", choices=["skip", "cut"], default="skip", help="what happens to those (default: skip)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
     parser.add_argument("--no-references", action="store_true", help="keep utterances without a translation (test sets)")
+    parser.add_argument("--replace", action="store_true", help="replace the manifest of another corpus, or one that was edited")
     return parser
 
 

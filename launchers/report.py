@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gdps_ds.config_file import ConfigError, read_sections
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 2 where there is no run."""
-    parser = argparse.ArgumentParser(prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser = _parser()
     folder: Path = parser.parse_args(arguments).run_dir
     if not (folder / "config.yaml").is_file():
         return fault(parser.prog, f"{folder} is no run directory: it has no config.yaml")
@@ -37,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault(parser.prog, error)
     print(f"wrote {path}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=location, metavar="RUN_DIR")
+    return parser
 
 
 if __name__ == "__main__":

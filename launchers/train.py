@@ -2,6 +2,7 @@
 
     deepspeed --num_gpus 2 launchers/train.py --config ds_configs/experiments/demo.yaml [key.sub=value ...]
 
+Without a launcher, as python launchers/train.py, it trains in one process, on one GPU where there are any.
 Started again with the same run directory it goes on where it stopped (run.resume: auto). The exit code is 75 (try again)
 where a signal has stopped it, and another one than 0 where it has failed.
 """
@@ -25,7 +26,7 @@ from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.manifest import DataError
 from gdps_ds.deepspeed_file import load_deepspeed_file, untested_keys
-from gdps_ds.launching import fault
+from gdps_ds.launching import fault, location
 from gdps_ds.options import options
 
 
@@ -101,7 +102,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="experiment file (YAML)")
+    parser.add_argument("--config", required=True, type=location, help="experiment file (YAML)")
     parser.add_argument("--options", action="version", version=options(), help="list every option of experiment files")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser

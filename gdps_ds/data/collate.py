@@ -130,10 +130,20 @@ class Batch:
         """Called by a DataLoader with ``pin_memory=True``; lets :meth:`to` overlap with computation."""
         return self._map(Tensor.pin_memory)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader processes send a batch by value: torch would leave its tensors in /dev/shm, which containers keep small."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return _batch_of, tuple(value.numpy() if isinstance(value, Tensor) else value for value in values)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **changed)
+
+
+def _batch_of(*values: Any) -> Batch:
+    tensors: list[Any] = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    return Batch(*tensors)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 from gdps_ds.files import atomic_write
 
 MAX_LISTED_FAULTS = 20
+MAX_AUDIO_ROOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,36 @@ def _outside(audio: Path, allowed: Sequence[str]) -> list[str]:
     if any(Path(real).is_relative_to(root) for root in allowed):
         return []
     return [f"audio {real} lies outside of {', '.join(allowed)}, which data.corpora.*.audio_roots can extend"]
+
+
+def audio_roots_of(manifest: str | Path, root: str | Path) -> list[str]:
+    """The ``audio_roots`` with which :func:`stream_manifest` reads a manifest that was made from the corpus in ``root``.
+
+    They are ``root``, and where symbolic links in it lead out, unless nothing lies there.
+    """
+    allowed, found = [os.path.realpath(Path(manifest).parent)], []
+    seen: set[Path] = set()
+    for audio in (Path(utterance.audio) for utterance in stream_manifest(manifest)):
+        if audio.parent in seen and not audio.is_symlink():
+            continue
+        seen.add(audio.parent)
+        if _outside(audio, allowed):
+            found.append(_way_out(audio, Path(absolute(root))))
+            allowed.append(found[-1])
+    if len(found) > MAX_AUDIO_ROOTS and (common := os.path.commonpath(found)) != os.sep:
+        found = [common]
+    return [str(root) if place == os.path.realpath(root) else place for place in found]
+
+
+def _way_out(audio: Path, root: Path) -> str:
+    """The largest folder that is sure to be of the corpus: ``root``, where a link in it leads to, or else that of the file."""
+    real, way = Path(os.path.realpath(audio)), [root]
+    if audio.is_relative_to(root):
+        way += reversed(audio.parents[: len(audio.parts) - len(root.parts) - 1])
+        for place in map(os.path.realpath, way):
+            if real.is_relative_to(place):
+                return place
+    return str(real.parent)
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:

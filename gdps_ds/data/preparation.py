@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, read_segment
+from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio, read_segment
 from gdps_ds.data.features import frames_of
 from gdps_ds.data.manifest import DataError, Measured, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order
@@ -123,11 +123,16 @@ class PreparationReport:
                 lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
         return "\n".join([*lines, *(f"{count} of them are in {split} too" for split, count in shared.items())])
 
-    def require(self, languages: Iterable[str]) -> None:
-        """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why."""
+    def require(self, languages: Iterable[str], without_text: str = "") -> None:
+        """Raise a :class:`DataError` that names every language of ``languages`` without a usable utterance, and why.
+
+        ``without_text`` says what to do where it is for want of translations.
+        """
         missing = [language for language in languages if not self.languages.get(language, LanguageReport()).kept]
         if missing:
             listing = "\n".join(f"  {language}: {self._why(language)}" for language in missing)
+            if any(self.languages[language].skipped[NO_TEXT] for language in missing if language in self.languages):
+                listing += f"\n  {without_text}" if without_text else ""
             raise DataError(f"data.languages: no usable utterance is left of {len(missing)} language(s)\n{listing}")
 
     def _why(self, language: str) -> str:
@@ -183,6 +188,28 @@ def prepared(
         else:
             report.of(utterance.source_lang).keep(utterance, outcome)
             yield Utterance(**asdict(utterance) | {"duration": outcome.seconds})
+
+
+def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances of a manifest that leaves durations out, decoded where it does.
+
+    Raises:
+        DataError: some cannot be decoded; counts them by reason.
+    """
+    found = [(each, None if each.duration is not None else _seconds_of(each)) for each in utterances]
+    if faults := [(each.id, fault) for each, fault in found if isinstance(fault, str)]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(fault for _, fault in faults).most_common())
+        raise DataError(f"{len(faults)} of {len(found)} utterances cannot be translated, such as {faults[0][0]}: {reasons}")
+    return [each if seconds is None else replace(each, duration=float(seconds)) for each, seconds in found]
+
+
+def _seconds_of(utterance: Utterance) -> float | str:
+    """How long it is, or why it cannot be used."""
+    try:
+        seconds = len(load_audio(utterance.audio, utterance.offset)) / SAMPLE_RATE
+    except AudioError as error:
+        return error.reason
+    return seconds if frames_of(seconds) else TOO_SHORT
 
 
 def overlaps(utterances: Iterable[Utterance], others: Mapping[str, Iterable[Utterance]]) -> dict[str, int]:

@@ -7,6 +7,7 @@ and what all ranks must agree on is compared by digest before it is used.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+
+from gdps_ds.distributed.environment import EnvironmentFault, is_alone, little_shared_memory, variables_of_one
 
 T = TypeVar("T")
 
@@ -44,15 +47,24 @@ class Communicator:
         self._timeout: float | None = None
 
     @classmethod
-    def start(cls, local_rank: int, timeout: float | None = None) -> Communicator:
-        """Join the process group that the launcher's environment describes.
+    def start(cls, local_rank: int, timeout: float | None = None, *, engine: bool = True) -> Communicator:
+        """Join the process group that the launcher's environment describes; alone, where no launcher has started this process.
 
         Args:
             timeout: seconds that ranks wait for each other, here and in collectives; None takes DeepSpeed's default.
+            engine: whether there will be an engine, which needs a process group even where this process is alone.
 
         Raises:
-            MeetingError: rank 0's port is in use, or a rank has not come in time.
+            MeetingError: rank 0's port is in use, a rank has not come in time, or several processes do not know of each other.
         """
+        try:
+            alone = is_alone(os.environ)
+        except EnvironmentFault as error:
+            raise MeetingError(str(error)) from None
+        if alone and not engine:
+            return cls(0, 1, 0, torch.device(get_accelerator().current_device_name()))
+        if alone:
+            os.environ.update(variables_of_one() | os.environ)
         # On CPU DeepSpeed would compile collectives in shared memory, which only its inference uses: that needs a compiler, a
         # build that is killed leaves a lock for which later starts wait without end, and every rank leaves 66 MB in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -68,6 +80,9 @@ class Communicator:
             raise MeetingError(f"ranks cannot meet at {place}: {str(error).partition(chr(10))[0]}; {advice}") from error
         comm = cls(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
         comm._timeout = timeout
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", accelerator.device_count())))
+        if local_rank == 0 and comm.device.type == "cuda" and (warning := little_shared_memory(min(ranks, comm.world_size))):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         return comm
 
     @staticmethod

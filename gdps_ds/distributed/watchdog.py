@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.environment import LARGER, is_want_of_shared_memory
 
 EXIT_CODE = 1
 INTERVAL = 1.0
@@ -82,6 +83,8 @@ def verdict(pulses: Sequence[Pulse], silent: Sequence[float], timeout: float) ->
 def is_consequence(error: BaseException) -> bool:
     """Whether an error may only say that another rank has left a collective, or that it has not come to one."""
     text = str(error).lower()
+    if is_want_of_shared_memory(text):
+        return False
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
 
 
@@ -89,6 +92,8 @@ def _advice(error: BaseException) -> str:
     """The options behind an error that names none."""
     if isinstance(error, torch.OutOfMemoryError):
         return "; lower data.max_frames (where it translates, decode.max_frames), or take another ZeRO stage or offload"
+    if is_want_of_shared_memory(str(error)):
+        return f"; where /dev/shm is full, make it larger: {LARGER}"
     return ""
 
 

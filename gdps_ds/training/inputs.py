@@ -30,6 +30,7 @@ ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
 """SeamlessM4T's ``decoder_start_token_id`` and ``pad_token_id``, the same in every checkpoint of the family."""
 TOKENISED_TOGETHER = 1024
+WITHOUT_TEXT = "only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
         with atomic_write(folder / f"{role}.report.json") as file:
             json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
         print(f"{role}:\n{report.summary(shared)}", flush=True)
-        report.require(data.languages)
+        report.require(data.languages, without_text=WITHOUT_TEXT)
 
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:

@@ -82,8 +82,12 @@ def test_two_ranks_give_the_same(translated: Path, corpus: Path, checkpoints: li
     assert output.count("BLEU tiny-1") == 2
 
 
-def test_an_utterance_alone_gives_the_same(translated: Path, corpus: Path, checkpoints: list[Path], tmp_path: Path) -> None:
-    arguments = [str(checkpoints[1]), "--manifest", str(corpus / "test.jsonl"), "--out", str(tmp_path), *FEW]
+def test_an_utterance_alone_gives_the_same_and_durations_may_be_left_out(
+    translated: Path, corpus: Path, utterances: list[Utterance], checkpoints: list[Path], tmp_path: Path
+) -> None:
+    manifest = corpus / "without-durations.jsonl"
+    write_manifest(manifest, [replace(utterance, duration=None) for utterance in utterances])
+    arguments = [str(checkpoints[1]), "--manifest", str(manifest), "--out", str(tmp_path), *FEW]
     assert main([*arguments, "decode.max_utterances=1"]) == 0
     assert results(tmp_path)[0] == results(translated)[0][1:]
 

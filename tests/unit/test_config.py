@@ -84,6 +84,24 @@ def test_each_fault_names_its_option(tree: dict, tmp_path: Path, override: str, 
     assert any(fault.startswith(message) for fault in faults(tree, tmp_path, override))
 
 
+def test_overrides_reach_into_lists_as_errors_name_them(tree: dict, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    path = write(tree, tmp_path)
+    config = load_config(path, [f"data.corpora.0.root={tmp_path / 'other'}", "data.languages.1=est"])
+    assert config.data.corpora[0].root == str(tmp_path / "other")
+    assert config.data.languages == ("aeb", "est")
+    found = faults(tree, tmp_path, "data.corpora.1.root=x", "data.languages.2=est", "data.languages.last=est")
+    assert found[0] == "override 'data.corpora.1.root=x': 1 is not a section"
+    assert found[1] == "override 'data.languages.2=est': the list has 2 items, numbered from 0"
+    assert found[2] == "override 'data.languages.last=est': the list has 2 items, numbered from 0"
+
+
+def test_a_manifest_in_the_place_of_its_folder_is_told_of(tree: dict, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    (fault,) = faults(tree, tmp_path, f"data.corpora.0.root={tmp_path / 'train.jsonl'}")
+    assert fault == f"data.corpora.0.root: no folder {tmp_path / 'train.jsonl'} (it is a file; give the folder that holds it)"
+
+
 def test_patience_may_not_end_a_phase_before_its_plans_or_its_mining(tree: dict, tmp_path: Path) -> None:
     SharingPlan.uniform(["aeb", "bem"]).save(tmp_path / "merge.json")
     later = ["train.specialise.updates=9", f"train.specialise.later_plans=[{{update: 2, from: {tmp_path / 'merge.json'}}}]"]

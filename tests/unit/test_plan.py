@@ -10,6 +10,7 @@ from gdps_ds.plan import PlanError, SharingPlan, SitePlan
 
 SITE = "speech_encoder.encoder.layers.1.ffn2"
 LANGUAGES = ("aeb", "bem", "est", "gle")
+RANGE = "shared_width: must be an integer from 1 to {}, as the block has {} hidden neurons (found {})"
 
 
 def written() -> dict[str, Any]:
@@ -129,8 +130,14 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
         ({"sties": []}, "sties: unknown field"),
         ({"width": "narrow"}, "width: input should be 'preserve', 'constant' or 'added' (found 'narrow')"),
         ({"sites": [{"name": SITE, "hidden": 8, "shared": [0, True]}]}, "sites.0.shared.1: input should be a valid integer"),
-        ({"sites": [{"name": SITE, "hidden": "8", "shared_width": 2}]}, "sites.0.hidden: input should be a valid integer"),
-        ({"sites": [{"name": SITE, "hidden": 8, "shared": [0], "shared_width": 1}]}, "sites.0.shared_width: unknown field"),
+        (
+            {"sites": [{"name": SITE, "hidden": "8", "shared_width": 2}]},
+            "sites.0.hidden: must be the number of hidden",
+        ),
+        (
+            {"sites": [{"name": SITE, "hidden": 8, "shared": [0], "shared_width": 1}]},
+            "sites.0.shared_width: shared names the",
+        ),
         ({"sites": [{"name": SITE, "hidden": 8}]}, "sites.0.shared: required, but missing"),
         ({"groups": [["bem"], ["aeb", "est"]]}, "groups: 'gle' is in 0 groups"),
         ({"groups": [["bem", "aeb"], ["aeb", "est", "gle"]]}, "groups: 'aeb' is in 2 groups"),
@@ -141,10 +148,10 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
         ({"sites": written()["sites"] * 2}, f"sites: '{SITE}' is listed 2 times"),
         ({"energy_shares": [1.0]}, "energy_shares: 1 values for 2 groups"),
         ({"energy_shares": [0.5, 0.6]}, "energy_shares: must be at least 0 and sum to 1"),
-        ({"sites": [{"name": SITE, "hidden": 8, "shared_width": 0}]}, "sites.0.shared: empty"),
-        ({"sites": [{"name": SITE, "hidden": 8, "shared_width": 8}]}, "sites.0.private.0: empty"),
-        ({"sites": [{"name": SITE, "hidden": 8, "shared_width": 9}]}, "sites.0.shared: neuron 8 is not in 0..7"),
-        ({"sites": [{"name": SITE, "hidden": 8, "shared_width": 3}], "width": "constant"}, "needs 5 / 2 neurons"),
+        ({"sites": [{"name": SITE, "hidden": 8, "shared": []}]}, "sites.0.shared: empty"),
+        ({"sites": [{"name": SITE, "hidden": 8, "shared": list(range(8))}]}, "sites.0.private.0: empty"),
+        ({"sites": [{"name": SITE, "hidden": 8, "shared": list(range(9))}]}, "sites.0.shared: neuron 8 is not in 0..7"),
+        ({"sites": [{"name": SITE, "hidden": 8, "shared": [0, 1, 2]}], "width": "constant"}, "needs 5 / 2 neurons"),
         ({"sites": [{"name": SITE, "hidden": 4, "shared": [1, 0]}]}, "sites.0.shared: must be ascending"),
         (
             {"sites": [{"name": SITE, "hidden": 4, "shared": [0, 1], "private": [[1, 2], [2, 3]]}]},
@@ -163,6 +170,40 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
 )
 def test_faults_name_the_field(changes: dict[str, object], fault: str) -> None:
     assert fault in faults_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("site", "fault"),
+    [
+        *(({"hidden": 128, "shared_width": width}, RANGE.format(127, 128, width)) for width in (500, 128, 0, -4)),
+        *(({"hidden": 8, "shared_width": width}, RANGE.format(7, 8, repr(width))) for width in (0.5, "4", True, None)),
+        ({"hidden": 8, "shared_width": 4, "shared": [0, 1]}, "shared_width: shared names the neurons already; give one"),
+        ({"hidden": 0, "shared_width": 4}, "hidden: must be the number of hidden neurons, 2 or more (found 0)"),
+        ({"hidden": "128", "shared_width": 4}, "hidden: must be the number of hidden neurons, 2 or more (found '128')"),
+        ({"hidden": 8, "shared": []}, "shared: empty; every lane needs a neuron"),
+        ({"hidden": 8, "shared": list(range(20))}, "shared: neuron 8 is not in 0..7"),
+        ({"hidden": 8, "shared": [-1, 3]}, "shared: neuron -1 is not in 0..7"),
+    ],
+)
+@pytest.mark.parametrize("width", ["preserve", "constant"])
+def test_a_wrong_number_gives_one_message_which_names_it(site: dict[str, object], fault: str, width: str) -> None:
+    if width == "constant":
+        fault = fault.replace("to 127", "to 126").replace("to 7", "to 6")
+    [found] = faults_of(width=width, sites=[{"name": SITE} | site]).splitlines()
+    assert found.startswith(f"sites.0.{fault}")
+
+
+def test_neurons_that_groups_cannot_share_equally_are_told_by_their_width() -> None:
+    found = faults_of(width="constant", sites=[{"name": SITE, "hidden": 8, "shared_width": 3}])
+    assert found == "sites.0.shared_width: leaves 5 of 8 neurons, which 2 groups cannot share equally (width: constant)"
+
+
+def test_wrong_numbers_of_all_sites_are_told_at_once() -> None:
+    sites = [{"name": SITE, "hidden": 8, "shared_width": shared} for shared in (9, 4, 0)]
+    assert [line.partition(":")[0] for line in faults_of(sites=sites).splitlines()] == [
+        "sites.0.shared_width",
+        "sites.2.shared_width",
+    ]
 
 
 def test_all_faults_are_listed_at_once() -> None:

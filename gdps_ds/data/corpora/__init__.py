@@ -11,7 +11,8 @@ decide folds and name hypotheses. Nothing is decoded here. For a table with the 
             clip = name_of(row, "clip", NO_AUDIO)
             return Utterance(f"mine-{split}-{clip}", str(root / "clips" / clip), "gle", "eng", text_of(row, "english"))
 
-        yield from utterances(table(split_file(root, split, "*.tsv"), "clip"), parse, f"mine-{split}", Pair("gle", "eng"))
+        root, index = split_file(root, split, "*.tsv")
+        yield from utterances(table(index, "clip"), parse, f"mine-{split}", Pair("gle", "eng"))
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from gdps_ds.data.corpora.files import Pair
-from gdps_ds.data.corpora.folders import read_griko_italian, read_mboshi_french
+from gdps_ds.data.corpora.folders import read_griko_italian, read_mboshi
 from gdps_ds.data.corpora.hub import read_hub
 from gdps_ds.data.corpora.iwslt import read_aeb, read_aeb_stm, read_stamped
 from gdps_ds.data.corpora.mustc import read_mustc
@@ -36,7 +37,7 @@ PairLayout = Callable[[Path, str, Pair], Iterator[Utterance]]
 MANIFEST = "manifest"
 LAYOUTS: dict[str, Layout] = {
     MANIFEST: read_manifest_folder,
-    "mboshi-french": read_mboshi_french,
+    "mboshi-french": read_mboshi,
     "griko-italian": read_griko_italian,
     "iwslt-aeb": read_aeb,
     "iwslt-aeb-stm": read_aeb_stm,
@@ -49,7 +50,12 @@ LAYOUTS: dict[str, Layout] = {
     "seamless": read_seamless,
     "hub": read_hub,
 }
-PAIR_LAYOUTS: dict[str, PairLayout] = {"mustc": read_mustc, "covost2": read_covost2, "gmu": read_gmu}
+PAIR_LAYOUTS: dict[str, PairLayout] = {
+    "mustc": read_mustc,
+    "covost2": read_covost2,
+    "gmu": read_gmu,
+    "mboshi": read_mboshi,
+}
 
 
 def read_corpus(

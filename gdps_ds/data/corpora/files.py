@@ -1,4 +1,4 @@
-"""What the readers of all layouts share: finding files, and reading text, tables and JSON lines row by row.
+"""What the readers of all layouts share: reading text, tables and JSON lines row by row.
 
 A row that cannot be used does not stop a corpus of half a million: it comes out as an :class:`Unusable` utterance, which
 :mod:`gdps_ds.data.preparation` counts by its reason. A file that cannot be used is a :class:`DataError`.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from babel.core import get_global
 
+from gdps_ds.data.corpora.places import file_of
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
 
 Row = TypeVar("Row")
@@ -59,48 +60,10 @@ def utterances(
             yield Unusable(f"{prefix}-line-{number}", "", source, target, None, reason=str(fault))
 
 
-def split_folder(root: Path, split: str, *below: str) -> Path:
-    """``root/split``, or ``root/<one of below>/split``; the error of a missing one lists the folders that are there."""
-    parents = [folder for folder in (root, *(root / name for name in below)) if folder.is_dir()]
-    for parent in parents:
-        if (parent / split).is_dir():
-            return parent / split
-    raise no_split(parents[-1], split, [child.name for child in parents[-1].iterdir() if child.is_dir()])
-
-
-def split_file(root: Path, split: str, *patterns: str) -> Path:
-    """The first of ``root/pattern`` that is there, ``*`` standing for the split; the error lists other splits."""
-    for pattern in patterns:
-        if (path := root / pattern.replace("*", split)).is_file():
-            return path
-    for pattern in patterns:
-        before, _, after = pattern.partition("*")
-        if names := [str(path.relative_to(root)) for path in root.glob(pattern)]:
-            raise no_split(root, split, [name.removeprefix(before).removesuffix(after) for name in names])
-    raise DataError(f"{root}: no split '{split}': there is no {' or '.join(name.replace('*', split) for name in patterns)}")
-
-
-def no_split(root: Path, split: str, found: Iterable[str]) -> DataError:
-    return DataError(f"{root}: no split '{split}'; splits there: {', '.join(sorted(found)) or 'none'}")
-
-
-def first_file(candidates: Sequence[Path]) -> str:
-    """The first that is there; the first of all where none is, so that it is reported as missing."""
-    return str(next((path for path in candidates if path.is_file()), candidates[0]))
-
-
-def names_in(folder: Path, *suffixes: str) -> list[str]:
-    """Sorted names (without suffix) of all files of these kinds: text without audio is seen, and audio without text."""
-    names = {file.name.removesuffix(suffix) for suffix in suffixes for file in folder.glob(f"*{suffix}")}
-    if not names:
-        raise DataError(f"{folder}: no {' or '.join(suffixes)} files; is the corpus layout right?")
-    return sorted(names)
-
-
 def read_text(path: Path) -> str | None:
     """The text of a file on one line, whatever its line ends and byte-order mark; None where there is no file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = file_of(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:

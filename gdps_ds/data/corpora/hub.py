@@ -29,9 +29,9 @@ import fsspec  # type: ignore[import-untyped]
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from gdps_ds.config import Language, Section
 from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, one_line, text_of, utterances
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.fields import Language, Location, Section
 from gdps_ds.files import atomic_path
 
 DESCRIPTION = "hub.yaml"
@@ -48,7 +48,7 @@ class References(Section):
 class HubCorpus(Section):
     """The contents of ``hub.yaml``."""
 
-    path: str = Field(description="name on the hub, or folder of a repository or of Dataset.save_to_disk")
+    path: Location = Field(description="name on the hub, or folder of a repository or of Dataset.save_to_disk")
     name: str | None = Field(None, description="configuration")
     revision: str | None = None
     streaming: bool = Field(False, description="read rows as they arrive instead of downloading the data set first")

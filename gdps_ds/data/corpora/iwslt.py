@@ -12,16 +12,14 @@ from gdps_ds.data.corpora.files import (
     WRONG_COLUMNS,
     Pair,
     RowFault,
-    first_file,
     lines,
     one_line,
     seconds,
     segment_id,
-    split_file,
-    split_folder,
     text_lines,
     utterances,
 )
+from gdps_ds.data.corpora.places import first_file, home, index_of, named, split_file, split_folder
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
 
 TUNISIAN = Pair("aeb", "eng")
@@ -40,12 +38,13 @@ def read_aeb(root: Path, split: str) -> Iterator[Utterance]:
     (github.com/kevinduh/iwslt22-dialect) must lie in ``root``. Segments that were only transcribed are utterances without a
     translation.
     """
+    data = named(home(root, "data/transcripts", "data/translations") / "data")
     if not (listing := root / f"{split}.file_id.txt").is_file():
         raise DataError(f"{listing}: no such file; copy the split's list of file ids from kevinduh/iwslt22-dialect")
     exclusions = root / "exclude-utterance.txt"
     excluded = {str(line).strip() for _, line in lines(exclusions)} if exclusions.is_file() else set()
     for name in [str(line).strip() for _, line in lines(listing)]:
-        yield from _read_aeb_file(root / "data", name, f"aeb-{split}", excluded)
+        yield from _read_aeb_file(data, name, f"aeb-{split}", excluded)
 
 
 def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> Iterator[Utterance]:
@@ -53,7 +52,7 @@ def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> It
     if not any(path.is_file() for path in tables.values()):
         yield Unusable(f"{prefix}-{name}", "", *TUNISIAN, None, reason=NO_TABLES)
         return
-    audio = str(data / "audio" / "ta" / f"{name}.sph")
+    audio = first_file([data / "audio" / "ta" / f"{name}.sph"])
 
     def parse(line: str) -> Utterance:
         start, end, text = _ldc_row(line)
@@ -91,7 +90,7 @@ def read_aeb_stm(root: Path, split: str) -> Iterator[Utterance]:
     Seven columns: path, 1, speaker, start, end, label, text; line n of the one goes with line n of the other. Blind test
     sets have no translations, and their transcripts need no text.
     """
-    transcripts = split_file(root, split, "asr-aeb.norm.*.stm")
+    root, transcripts = split_file(root, split, "asr-aeb.norm.*.stm")
     rows = list(lines(transcripts))
     translations = root / f"st-aeb2eng.norm.{split}.stm"
     other = text_lines(translations, len(rows), transcripts) if translations.is_file() else [None] * len(rows)
@@ -132,11 +131,12 @@ def _aeb(prefix: str, segment: Segment) -> Utterance:
 def read_stamped(root: Path, split: str, name: str, pair: Pair, suffix: str) -> Iterator[Utterance]:
     """Irish, Marathi, Bhojpuri: ``<split>/stamped.tsv`` without a header (file, offset, duration) and ``<split>/wav/``.
 
-    Translations are line n of ``<split>/txt/<split>.<suffix>``; test sets come without. Some files are named with the
-    folder ``wav/``, some without.
+    Translations are line n of ``<split>/txt/<split>.<suffix>``, or of ``test.<suffix>`` in ``test-2023``; some test sets come
+    without. Some files are named with the folder ``wav/``, some without.
     """
-    folder = split_folder(root, split, "data")
-    index, text = folder / "stamped.tsv", folder / "txt" / f"{split}.{suffix}"
+    folder = split_folder(root, split, "stamped.tsv")
+    index, text = named(folder / "stamped.tsv"), index_of(named(folder / "txt"), split, f".{suffix}")
+    wav = named(folder / "wav")
     rows = list(lines(index))
     texts = text_lines(text, len(rows), index) if text.is_file() else [None] * len(rows)
 
@@ -153,7 +153,7 @@ def read_stamped(root: Path, split: str, name: str, pair: Pair, suffix: str) -> 
             raise RowFault(NO_AUDIO)
         return Utterance(
             id=segment_id(f"{name}-{split}", file, offset, offset + duration),
-            audio=first_file([folder / "wav" / file, folder / file]),
+            audio=first_file([wav / file, folder / file]),
             source_lang=pair.source,
             target_lang=pair.target,
             target_text=None if translation is None else one_line(str(translation)),

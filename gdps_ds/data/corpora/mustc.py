@@ -19,23 +19,25 @@ from gdps_ds.data.corpora.files import (
     one_line,
     seconds,
     segment_id,
-    split_folder,
     text_lines,
     utterances,
 )
+from gdps_ds.data.corpora.places import first_file, index_of, named, split_folder
 from gdps_ds.data.manifest import DataError, Utterance
 
 
 def read_mustc(root: Path, split: str, pair: Pair, name: str = "mustc") -> Iterator[Utterance]:
     """``<split>/txt/<split>.yaml`` (a list of wav, offset, duration), ``<split>/txt/<split>.<language>``, ``<split>/wav/``.
 
-    ``root`` is the folder of the splits, or holds it as ``data`` or ``que_spa_clean``. Texts end in ISO 639-3 codes, or in
+    ``root`` is the folder of the splits, or a folder above, such as that of all pairs. Texts end in ISO 639-3 codes, or in
     ISO 639-1 codes where those exist; both texts may be missing.
     """
-    folder = split_folder(root, split, "data", "que_spa_clean")
-    index = folder / "txt" / f"{split}.yaml"
+    short, long = ("-".join(codes) for codes in (map(iso_639_1, pair), pair))
+    folder = split_folder(root, split, "txt/*.yaml", prefer=(short, long, long.replace("-", "_")))
+    index = index_of(named(folder / "txt"), split, ".yaml")
     entries = _entries(index)
-    source, target = (_texts(folder / "txt", split, language, len(entries), index) for language in pair)
+    source, target = (_texts(index, split, language, len(entries)) for language in pair)
+    wav = named(folder / "wav")
 
     def parse(row: tuple[Any, str | RowFault | None, str | RowFault | None]) -> Utterance:
         entry, transcript, translation = row
@@ -47,7 +49,7 @@ def read_mustc(root: Path, split: str, pair: Pair, name: str = "mustc") -> Itera
         file, offset, duration = name_of(entry, "wav", NO_AUDIO), seconds(entry["offset"]), seconds(entry["duration"])
         return Utterance(
             id=segment_id(f"{name}-{pair.source}-{pair.target}-{split}", file, offset, offset + duration),
-            audio=str(folder / "wav" / file),
+            audio=first_file([wav / file]),
             source_lang=pair.source,
             target_lang=pair.target,
             target_text=None if translation is None else one_line(str(translation)),
@@ -72,8 +74,8 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _texts(folder: Path, split: str, language: str, count: int, index: Path) -> list[str | RowFault] | list[None]:
+def _texts(index: Path, split: str, language: str, count: int) -> list[str | RowFault] | list[None]:
     for suffix in (language, iso_639_1(language)):
-        if (path := folder / f"{split}.{suffix}").is_file():
+        if (path := index_of(index.parent, split, f".{suffix}")).is_file():
             return text_lines(path, count, index)
     return [None] * count

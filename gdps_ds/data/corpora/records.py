@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ from gdps_ds.data.corpora.files import (
     NO_AUDIO,
     Pair,
     RowFault,
-    first_file,
     json_lines,
     name_of,
-    no_split,
-    split_file,
     text_of,
     utterances,
 )
+from gdps_ds.data.corpora.places import first_file, home, no_split, split_file
 from gdps_ds.data.manifest import Measured, Utterance, stream_manifest
 from gdps_ds.files import digest_of
 
@@ -34,6 +33,7 @@ def read_manifest_folder(root: Path, split: str, audio_roots: Sequence[str | Pat
 
     Where it still is as ``launchers/prepare.py`` wrote it, which its report tells, its audio need not be decoded again.
     """
+    root = home(root, f"{escape(split)}.jsonl")
     path = root / f"{split}.jsonl"
     if not path.is_file():
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
@@ -48,6 +48,7 @@ def read_bigc(root: Path, split: str) -> Iterator[Utterance]:
     Audio lies in ``audio``, ``data/audio`` or ``data/bem/audio``. Ids and files end in ``.wav``, in ``.wav.wav`` or in
     neither, independently of each other.
     """
+    root, index = split_file(root, split, "data/bem/splits/*.jsonl", "*.jsonl")
     folders = [root / "audio", root / "data" / "audio", root / "data" / "bem" / "audio"]
 
     def parse(record: dict[str, Any]) -> Utterance:
@@ -62,8 +63,7 @@ def read_bigc(root: Path, split: str) -> Iterator[Utterance]:
             raise RowFault(PLACEHOLDER)
         return Utterance(f"bigc-{split}-{stem}", audio, *BEMBA, target, source)
 
-    path = split_file(root, split, "data/bem/splits/*.jsonl", "*.jsonl")
-    yield from utterances(json_lines(path), parse, f"bigc-{split}", BEMBA)
+    yield from utterances(json_lines(index), parse, f"bigc-{split}", BEMBA)
 
 
 def read_seamless(root: Path, split: str) -> Iterator[Utterance]:
@@ -72,16 +72,16 @@ def read_seamless(root: Path, split: str) -> Iterator[Utterance]:
     Lines are ``{"source": {"id", "lang", "text", "audio_local_path"}, "target": {"lang", "text"}}``. FLEURS gives all readings
     of a sentence one id, so that the file becomes part of ours.
     """
+    root, index = split_file(root, split, "*_manifest.json", "*_manifest.jsonl", "*.jsonl", "*.json")
 
     def parse(record: dict[str, Any]) -> Utterance:
         source, target = _part(record, "source"), _part(record, "target")
         audio = name_of(source, "audio_local_path", NO_AUDIO)
         pair = Pair(name_of(source, "lang"), name_of(target, "lang"))
         name = f"seamless-{pair.source}-{pair.target}-{split}-{source.get('id')}-{Path(audio).stem}"
-        return Utterance(name, str(root / audio), *pair, text_of(target, "text"), text_of(source, "text"))
+        return Utterance(name, first_file([root / audio]), *pair, text_of(target, "text"), text_of(source, "text"))
 
-    path = split_file(root, split, "*_manifest.json", "*_manifest.jsonl", "*.jsonl", "*.json")
-    yield from utterances(json_lines(path), parse, f"seamless-{split}")
+    yield from utterances(json_lines(index), parse, f"seamless-{split}")
 
 
 def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

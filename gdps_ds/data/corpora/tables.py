@@ -9,15 +9,13 @@ from gdps_ds.data.corpora.files import (
     NO_AUDIO,
     Pair,
     RowFault,
-    first_file,
     iso_639_1,
     name_of,
-    no_split,
-    split_file,
     table,
     text_of,
     utterances,
 )
+from gdps_ds.data.corpora.places import first_file, home, no_split, split_file
 from gdps_ds.data.manifest import Utterance
 
 ESTONIAN = Pair("est", "eng")
@@ -25,6 +23,7 @@ ESTONIAN = Pair("est", "eng")
 
 def read_taltech(root: Path, split: str) -> Iterator[Utterance]:
     """TalTech Estonian: ``<split>.tsv`` with the columns audio, Estonian, English, and ``audio/<recording>/*.flac``."""
+    root, index = split_file(root, split, "*.tsv")
 
     def parse(row: dict[str, str]) -> Utterance:
         name = name_of(row, "audio", NO_AUDIO)
@@ -32,8 +31,7 @@ def read_taltech(root: Path, split: str) -> Iterator[Utterance]:
         english, estonian = text_of(row, "English"), text_of(row, "Estonian")
         return Utterance(f"taltech-{split}-{_stem(name)}", audio, *ESTONIAN, english, estonian)
 
-    rows = table(split_file(root, split, "*.tsv"), "audio", "Estonian")
-    yield from utterances(rows, parse, f"taltech-{split}", ESTONIAN)
+    yield from utterances(table(index, "audio", "Estonian"), parse, f"taltech-{split}", ESTONIAN)
 
 
 def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
@@ -45,21 +43,24 @@ def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
     ``sv-SE_en``. Clips that Common Voice has withdrawn since are missing files.
     """
     prefix = f"covost2-{pair.source}-{pair.target}-{split}"
+    # Common Voice keeps a language a folder; CoVoST's table may lie in it or beside it.
+    clips = home(root, "clips", prefer=(iso_639_1(pair.source), pair.source))
+    name = f"covost_v2.{iso_639_1(pair.source)}*_{iso_639_1(pair.target)}*"
 
     def parse(row: dict[str, str]) -> Utterance:
-        name = name_of(row, "path", NO_AUDIO)
-        clips = [root / "clips" / name, root / "clips" / f"{name}.mp3", root / name]
+        file = name_of(row, "path", NO_AUDIO)
+        candidates = [clips / "clips" / file, clips / "clips" / f"{file}.mp3", clips / file]
         source, target = (_unescaped(text_of(row, column)) for column in ("sentence", "translation"))
-        return Utterance(f"{prefix}-{_stem(name)}", first_file(clips), *pair, target, source)
+        return Utterance(f"{prefix}-{_stem(file)}", first_file(candidates), *pair, target, source)
 
+    tables = [path for folder in dict.fromkeys((root, clips)) for path in sorted(folder.glob(f"{name}.tsv"))]
     # Common Voice's own train.tsv, which has no translations, may lie beside CoVoST's table.
-    name = f"covost_v2.{iso_639_1(pair.source)}*_{iso_639_1(pair.target)}*"
-    if joined := sorted(root.glob(f"{name}.{split}.tsv")):
+    if joined := [path for path in tables if path.name.endswith(f".{split}.tsv")]:
         rows = table(joined[0], "path", "sentence")
-    elif distributed := [path for path in sorted(root.glob(f"{name}.tsv")) if path.name.count(".") == 2]:
-        rows = _covost2_rows(distributed[0], split, root / "validated.tsv")
+    elif distributed := [path for path in tables if path.name.count(".") == 2]:
+        rows = _covost2_rows(distributed[0], split, clips / "validated.tsv")
     else:
-        rows = table(split_file(root, split, "*.tsv"), "path", "sentence")
+        rows = table(split_file(root, split, "*.tsv")[1], "path", "sentence")
     yield from utterances(rows, parse, prefix, pair)
 
 
@@ -93,12 +94,14 @@ def _unescaped(text: str | None) -> str | None:
 def read_gmu(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
     """GMU's manifests: ``<split>.tsv`` with the columns audio_path, tgt_text and perhaps src_text."""
     prefix = f"gmu-{pair.source}-{pair.target}-{split}"
+    root, index = split_file(root, split, "*.tsv")
 
     def parse(row: dict[str, str]) -> Utterance:
         name = name_of(row, "audio_path", NO_AUDIO)
-        return Utterance(f"{prefix}-{_stem(name)}", str(root / name), *pair, text_of(row, "tgt_text"), text_of(row, "src_text"))
+        audio = first_file([root / name])
+        return Utterance(f"{prefix}-{_stem(name)}", audio, *pair, text_of(row, "tgt_text"), text_of(row, "src_text"))
 
-    yield from utterances(table(split_file(root, split, "*.tsv"), "audio_path"), parse, prefix, pair)
+    yield from utterances(table(index, "audio_path"), parse, prefix, pair)
 
 
 def _stem(name: str) -> str:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import fields
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -111,6 +113,20 @@ def test_a_loader_with_processes_gives_the_same_batches() -> None:
         assert torch.equal(one.input_features, other.input_features)
         assert one.utterances == other.utterances
     assert pickle.loads(pickle.dumps(COLLATE)) == COLLATE
+
+
+def test_a_batch_is_sent_between_processes_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers have 64 MB of it: a worker process would end with a bus error, or the batch would never come."""
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", lambda *arguments: pytest.fail("in /dev/shm"))
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", lambda *arguments: pytest.fail("in /dev/shm"))
+    for targets in (TARGETS, None):
+        batch = COLLATE([dataset(targets)[index] for index in range(3)])
+        sent = pickle.loads(ForkingPickler.dumps(batch))
+        for field in fields(Batch):
+            before, after = getattr(batch, field.name), getattr(sent, field.name)
+            assert type(before) is type(after)
+            assert torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+        sent.input_features.mul_(2.0)  # its own, and not read-only
 
 
 def test_faults_name_what_differs() -> None:

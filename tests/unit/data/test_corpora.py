@@ -72,7 +72,7 @@ def test_errors_name_the_root_and_what_is_there(tmp_path: Path) -> None:
         next(read_corpus("mboshi-french", tmp_path, "test"))
     with pytest.raises(DataError, match=r"no split 'dev'; splits there: none$"):
         next(read_corpus("manifest", tmp_path, "dev"))
-    with pytest.raises(DataError, match=r"dev: no \.wav or \.fr files; is the corpus layout right\?"):
+    with pytest.raises(DataError, match=r"dev: no \.wav or \.fr or \.fra files; is the corpus layout right\?"):
         next(read_corpus("mboshi-french", tmp_path, "dev"))
     (tmp_path / "dev.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"split 'dev' of corpus layout 'manifest' holds no utterances"):

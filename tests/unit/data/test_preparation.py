@@ -17,7 +17,7 @@ from gdps_ds.data import audio, preparation
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.manifest import DataError, Measured, Utterance, read_manifest, write_manifest
 from gdps_ds.data.parallel import AHEAD, map_in_order
-from gdps_ds.data.preparation import PreparationReport, overlaps, prepare, prepared
+from gdps_ds.data.preparation import PreparationReport, overlaps, prepare, prepared, with_durations
 from gdps_ds.files import digest_of
 
 ROOT = Path(__file__).parents[3]
@@ -217,6 +217,18 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
     assert "44100 Hz, 2 channel(s)" in report.summary({})
 
 
+def test_durations_that_a_manifest_leaves_out_are_filled_in(corpus: list[Utterance]) -> None:
+    good, segment, missing = corpus[0], corpus[2], corpus[4]
+    rows = [replace(good, duration=None), segment, replace(good, id="end", offset=0.75, duration=None)]
+    assert [row.duration for row in with_durations(rows)] == [1.0, 0.25, 0.25]
+    rows += [replace(missing, duration=None), replace(corpus[5], duration=None), replace(good, id="tail", offset=0.99)]
+    with pytest.raises(DataError) as caught:
+        with_durations(rows)
+    assert str(caught.value) == (
+        "3 of 6 utterances cannot be translated, such as missing: 1 missing file, 1 unreadable, 1 too short"
+    )
+
+
 def test_a_language_without_utterances_stops_the_run_with_the_counts(corpus: list[Utterance]) -> None:
     _, report = prepare(corpus, languages=(*LANGUAGES, "aeb"), **LIMITS)
     report.require(["bem", "est"])
@@ -260,6 +272,7 @@ def test_the_launcher_writes_manifest_and_report(
         "languages": report.to_dict(),
         "overlap": {},
         "manifest": digest_of(tmp_path / "out" / "train.jsonl"),
+        "corpus": {"layout": "manifest", "root": str(tmp_path / "raw")},
     }
     assert report.summary({}) in capsys.readouterr().out
 
@@ -302,7 +315,9 @@ def test_a_test_set_without_references_is_prepared_when_asked(
     write_manifest(tmp_path / "raw" / "test.jsonl", [replace(row, target_text=None) for row in corpus[:3]])
     options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "test", "--out", str(tmp_path / "out")]
     assert main(options) == 2
-    assert "bem: 2 read, 2 empty text" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bem: 2 read, 2 empty text" in said
+    assert said.endswith("\n  a test set without translations is prepared with --no-references\n")
     assert main([*options, "--no-references"]) == 0
     assert "2  kept, but without a translation" in capsys.readouterr().out
     assert [row.target_text for row in read_manifest(tmp_path / "out" / "test.jsonl")] == [None] * 3

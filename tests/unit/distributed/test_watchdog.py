@@ -81,6 +81,28 @@ def test_memory_that_runs_out_names_the_options(capfd: pytest.CaptureFixture[str
     thread.join()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 77) is killed by signal: Bus error. The workers may be out."),
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"),
+        dist.DistBackendError("NCCL error: Error while creating shared memory segment /dev/shm/nccl-yZ3 (size 9637888)"),
+    ],
+    ids=["bus error", "torch", "nccl"],
+)
+def test_shared_memory_that_runs_out_names_the_option_of_the_container(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(2)
+    threads = [job.fail(0, dist.DistBackendError("NCCL: remote process exited")), job.fail(1, error)]
+    job.wait()
+    said = last_line(capfd)
+    assert said.startswith(f"train: rank 1, starting: {type(error).__name__}: {error}; where /dev/shm is full, make it larger:")
+    assert "docker run --shm-size=8g" in said
+    for thread in threads:
+        thread.join()
+
+
 def test_a_fault_that_every_rank_has_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
     job = Job(2)
     threads = [job.fail(rank, ValueError("data.languages names no corpus"), told=True) for rank in range(2)]

@@ -214,3 +214,13 @@ def test_only_training_batches_are_augmented(config: Config) -> None:
     for row, name in enumerate(trained.utterances):
         assert int(trained.attention_mask[row].sum()) != found.train.lengths[rows[name]]
     assert (trained.input_features[:, 0] == 0).any()
+
+
+def test_a_dev_set_without_references_is_refused_with_what_to_do(config: Config) -> None:
+    corpora = (config.data.corpora[0].model_copy(update={"dev": "test"}),)
+    with pytest.raises(RankZeroError) as caught:
+        load_inputs(with_data(config, corpora=corpora), ALONE)
+    assert str(caught.value).splitlines()[1:] == [
+        "  mdw: 2 read, 2 empty text",
+        "  only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references",
+    ]
