@@ -27,7 +27,7 @@ class DecodeConfig(Section):
     )
     max_utterances: Count = Field(32, description="most utterances in a decoding batch")
     normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
-        "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
+        "none", description="text normalisation before scoring, see gdps_ds.evaluation.normalisers"
     )
     tokenizer: Literal["auto", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores200"] = Field(
         "auto",
