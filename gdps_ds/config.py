@@ -6,10 +6,11 @@ default. Files are read by :mod:`gdps_ds.config_file`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gdps_ds.config_decode import DecodeConfig as DecodeConfig
 from gdps_ds.fields import ConfigValue, Count, Fraction, Globs, Language, Location, NonNegative, Positive, Section
 
 Arm = Literal[
@@ -68,13 +69,19 @@ class DataConfig(Section):
 
     languages: tuple[Language, ...] = Field(min_length=1, description="source languages, ISO 639-3")
     corpora: tuple[CorpusConfig, ...] = Field(min_length=1, description="corpora, read one after the other")
-    min_seconds: Positive = Field(0.1, description="shorter utterances are skipped and counted")
-    max_seconds: Positive = Field(30.0, description="longest utterance")
-    too_long: Literal["skip", "cut"] = Field("skip", description="longer utterances are left out or cut, and counted")
+    min_seconds: Positive = Field(0.1, description="shorter utterances are not trained on, and counted; dev and test keep them")
+    max_seconds: Positive = Field(30.0, description="longest utterance of training; dev and test keep longer ones")
+    too_long: Literal["skip", "cut"] = Field(
+        "skip", description="longer utterances of the training set are left out or cut, and counted"
+    )
     temperature: Annotated[float, Field(ge=1.0)] = Field(
         1.0, description="language l is drawn in proportion to n_l ** (1 / temperature); 1 keeps the corpus as it is"
     )
-    max_frames: Count = Field(3000, description="frame budget of a micro-batch, padding included (a frame is 20 ms)")
+    max_frames: Count = Field(
+        3000,
+        description="frame budget of a micro-batch, padding included (a frame is 20 ms); the dev loss leaves out, and counts, "
+        "longer utterances",
+    )
     max_utterances: Count = Field(64, description="most utterances in a micro-batch")
     max_target_tokens: Count = Field(256, description="longer targets are an error at start-up")
     workers: int = Field(0, ge=0, description="loader processes a rank (and for preparing data); 0 for none")
@@ -238,31 +245,6 @@ class PlanConfig(Section):
         return self
 
 
-class DecodeConfig(Section):
-    """Beam search, and how its translations are scored and compared."""
-
-    beams: Count = Field(5, description="beams of the search; 1 is greedy")
-    max_new_tokens: Count = Field(128, description="longest translation")
-    length_penalty: float = Field(1.0, description="a beam's score is divided by its length to this power; higher is longer")
-    repetition_penalty: Positive = Field(1.0, description="above 1 makes tokens of the translation so far less likely")
-    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram of this size occurs twice in a translation; 0 allows all")
-    max_frames: Count = Field(3000, description="frame budget of a decoding batch, padding included")
-    max_utterances: Count = Field(32, description="most utterances in a decoding batch")
-    normaliser: Literal["none", "shared-task", "gmu", "gdps"] = Field(
-        "none", description="text normalisation before scoring, see gdps_ds.evaluation.metrics"
-    )
-    comet_model: Location = Field(
-        "Unbabel/wmt22-comet-da", description="COMET's name on the hub, or its model.ckpt (evaluate.py --comet)"
-    )
-    comet_source: Literal["text", "empty", "transcript"] = Field(
-        "text", description="source that COMET reads: the manifest's source_text, nothing, or lines of a file (--transcripts)"
-    )
-    comet_batch: Count = Field(16, description="utterances in a batch of COMET")
-    resamples: Count = Field(1000, description="bootstrap resamples behind intervals and the paired bootstrap")
-    trials: Count = Field(10_000, description="trials of approximate randomisation")
-    seed: int = Field(12345, ge=0, description="seeds both; sacreBLEU's default")
-
-
 class GuardConfig(Section):
     """What ends a run that cannot go on, and how soon."""
 
@@ -311,6 +293,17 @@ class Config(Section):
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     track: TrackConfig = Field(default_factory=TrackConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pieces_as_long_as_in_training(cls, tree: Any) -> Any:
+        """``decode.max_seconds``: it is written into its section, so that settings of decoding are complete by themselves."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("data"), dict) or not isinstance(tree.get("decode", {}), dict):
+            return tree
+        longest, decode = tree["data"].get("max_seconds"), tree.get("decode", {})
+        if "max_seconds" in decode or not isinstance(longest, int | float):
+            return tree
+        return tree | {"decode": {"max_seconds": max(longest, 1.0), **decode}}
 
     @model_validator(mode="after")
     def _check(self) -> Config:

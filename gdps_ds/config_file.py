@@ -108,7 +108,7 @@ def dump_config(config: Config) -> str:
 def text_of(path: Path) -> str:
     """The content of a configuration file; a :class:`ConfigError` says why it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:

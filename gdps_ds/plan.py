@@ -185,7 +185,7 @@ class SharingPlan:
     def load(cls, path: str | Path) -> SharingPlan:
         """Read a plan file; errors name the file."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise PlanError(str(path), [f"not UTF-8 (byte {error.start})"]) from None
         return cls.from_json(text, str(path))

@@ -70,7 +70,7 @@ def report(config: Config, out: Path) -> str:
     # Imported after the options have been checked, because they take seconds.
     from gdps_ds.analysis.arms import REFERENCES
     from gdps_ds.evaluation.seeds import compare_arms
-    from gdps_ds.evaluation.systems import System, read_translations
+    from gdps_ds.evaluation.systems import read_system
     from gdps_ds.reporting.arms_report import read_record, write_comparison
 
     folders = {int(name): path for path in out.glob(f"{SEED}*") if (name := path.name.removeprefix(SEED)).isdecimal()}
@@ -81,7 +81,7 @@ def report(config: Config, out: Path) -> str:
         for arm in arms
     }
     runs = {
-        arm: {seed: System(arm, tuple(read_translations(each / "hypotheses" / f"{arm}.jsonl"))) for seed, each in seeds.items()}
+        arm: {seed: read_system(arm, each / "hypotheses" / f"{arm}.jsonl") for seed, each in seeds.items()}
         for arm, seeds in finished.items()
         if seeds
     }

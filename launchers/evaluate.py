@@ -8,8 +8,9 @@ A SYSTEM is a run directory (each arm is a system; its checkpoint translates whe
 (.jsonl as runs write them, else a line each), or a SeamlessM4T checkpoint: a folder of launchers/export.py, or anything plain
 that transformers reads, also from the hub. The test set is --manifest or --references, else
 that of the first run directory, else what the files of translations hold. Settings are section ``decode`` of the first run's
-config.yaml, where there is one, and ``decode.key=value`` overrides. --out gets scores.txt, scores.json, scores.tex and
-hypotheses/ of checkpoints.
+config.yaml, where there is one, and ``decode.key=value`` overrides; translations that are there already are not made again,
+and where they were made with other settings, the scores say so. --out gets scores.txt, scores.json, scores.tex and hypotheses/
+of checkpoints.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError, load_section
 from gdps_ds.data.manifest import DataError, Utterance, read_manifest
+from gdps_ds.data.text import has_text
 from gdps_ds.files import expanded
 from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError, SharingPlan
@@ -60,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     texts = [text for text in options.arguments if text not in overrides]
     if not texts:
         parser.error("give at least one SYSTEM")
+    if len(options.references) > 1:
+        named = ", ".join(map(str, options.references))
+        parser.error(
+            f"--references takes one file, for an utterance has one reference; found {named} (SYSTEMs go before options)"
+        )
     try:
         specs = [spec for text in texts for spec in read_specs(text, options.arm)]
         runs = [Path(spec.path) for spec in specs if spec.arm is not None]
@@ -81,6 +88,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.evaluation.comet import comet_signature, load_comet
     from gdps_ds.evaluation.comparison import compare
+    from gdps_ds.evaluation.metrics import check_tokenizers
     from gdps_ds.evaluation.systems import aligned, referenced
     from gdps_ds.reporting.score_tables import write_tables
     from gdps_ds.training.checkpoint import CheckpointError
@@ -92,6 +100,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
         return fault("evaluate", error)
     try:
         test = comm.from_main(lambda: read_test_set(options, runs))
+        comm.from_main(lambda: check_tokenizers(sorted({each.target_lang for each in test}), settings))
         sources = comm.from_main(lambda: read_sources(test, settings, options.transcripts) if options.comet else {})
         groups = comm.from_main(lambda: read_groups(options.plan, runs))
         # Before hours of decoding: a COMET model that is missing should be missed now.
@@ -122,16 +131,18 @@ def load_system(spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, c
         RankZeroError: a file cannot be read, or does not fit the test set.
         DataError: the test set cannot be translated.
     """
-    from gdps_ds.evaluation.systems import System, read_translations, translations_of_lines, with_references
+    from gdps_ds.evaluation.systems import System, decoding_of, read_system, translations_of_lines, with_references
 
     path = translations_of(spec)
     if not path.is_file():
-        return System(spec.name, tuple(translate_checkpoint(spec, test, settings, comm, out)))
+        return System(spec.name, tuple(translate_checkpoint(spec, test, settings, comm, out)), decoding_of(settings))
 
     def read() -> System:
         if path.suffix == ".jsonl":
-            rows = read_translations(path)
-            return System(spec.name, tuple(with_references(rows, test, spec.name) if test else rows))
+            found = read_system(spec.name, path)
+            if not test:
+                return found
+            return replace(found, translations=tuple(with_references(found.translations, test, spec.name)))
         if not test:
             raise DataError(f"{path} holds lines without ids or references; give --references or --manifest")
         return System(spec.name, tuple(translations_of_lines(path, test)))
@@ -148,7 +159,7 @@ def translate_checkpoint(
     spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, comm: Communicator, out: Path
 ) -> list[Any]:
     """Translate the test set with a checkpoint, and keep the translations in ``out/hypotheses``. Collective."""
-    from gdps_ds.evaluation.replica import load_checkpoint, translate_with
+    from gdps_ds.evaluation.replica import load_checkpoint, measured, translate_with
     from gdps_ds.evaluation.systems import write_translations
     from gdps_ds.reporting.progress import Progress
     from gdps_ds.training.trained import checkpoints_of, load_trained
@@ -157,6 +168,7 @@ def translate_checkpoint(
         checkpoints_of(Path(spec.path), spec.arm)  # says which arms there are
     if not test or not test[0].audio:
         raise DataError(f"{spec.path} is no file, so it must be translated with as a checkpoint, which needs audio: --manifest")
+    test = comm.from_main(lambda: measured(test))
     trained = load_checkpoint(spec.path, comm) if spec.arm is None else load_trained(Path(spec.path), spec.arm)
     show = comm.is_main and sys.stderr.isatty()
     with Progress(f"translate {spec.name}", len(test), enabled=show, ranks=comm.world_size) as bar:
@@ -166,7 +178,7 @@ def translate_checkpoint(
             bar.step(count=len(batch) * comm.world_size)
 
         rows = translate_with(trained, test, comm, settings, before_batch)
-    comm.from_main(lambda: write_translations(out / "hypotheses" / f"{spec.name}.jsonl", rows))
+    comm.from_main(lambda: write_translations(out / "hypotheses" / f"{spec.name}.jsonl", rows, settings))
     return rows
 
 
@@ -219,8 +231,8 @@ def read_test_set(options: argparse.Namespace, runs: Sequence[Path]) -> list[Utt
     found: Iterable[Utterance] = ()
     if options.manifest is not None:
         found = read_manifest(options.manifest)
-    elif options.references is not None:
-        found = utterances_of_references(options.references, options.language)
+    elif options.references:
+        found = utterances_of_references(options.references[0], options.language)
     elif prepared and prepared[0].is_file():
         found = UtteranceTable.open(prepared[0])
     return list(found)
@@ -244,7 +256,7 @@ def read_sources(test: Sequence[Utterance], settings: DecodeConfig, transcripts:
         if transcripts is None:
             raise DataError("decode.comet_source is transcript: give a file of lines, one an utterance, by --transcripts")
         return {row.id: row.hypothesis for row in translations_of_lines(transcripts, test)}
-    missing = [each.id for each in test if not (each.source_text or "").strip()]
+    missing = [each.id for each in test if not has_text(each.source_text)]
     if missing:
         raise DataError(
             f"decode.comet_source is text, but {len(missing)} utterances have no source_text, such as {missing[0]}; set it to "
@@ -264,17 +276,41 @@ def read_groups(path: Path | None, runs: Sequence[Path]) -> tuple[tuple[str, ...
         raise DataError(f"--plan: {error}") from None
 
 
+class Once(argparse.Action):
+    """An option that has one value: a second one is an error, where argparse would forget the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)}, {values}")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="[NAME=]SYSTEM | decode.key=value", help="systems; overrides")
     parser.add_argument("--arm", action="append", default=[], help="arm of the run directories; may be repeated (default: all)")
-    parser.add_argument("--manifest", type=location, help="test set: a manifest (default: that of the first run directory)")
-    parser.add_argument("--references", type=location, help="test set without audio: a reference a line")
-    parser.add_argument("--language", default="und", help="source language of --references (default: %(default)s)")
-    parser.add_argument("--plan", type=location, help="plan.json whose language groups get a score (default: the first run's)")
+    test = parser.add_mutually_exclusive_group()
+    test.add_argument(
+        "--manifest", type=location, action=Once, help="test set: a manifest (default: that of the first run directory)"
+    )
+    references = "test set without audio: a file with a reference a line"
+    test.add_argument("--references", type=location, nargs="+", action="extend", default=[], metavar="FILE", help=references)
+    parser.add_argument(
+        "--language",
+        default="und",
+        metavar="SOURCE[-TARGET]",
+        help="source language of --references, or both (que-spa): the target decides BLEU's tokenizer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plan", type=location, action=Once, help="plan.json whose language groups get a score (default: the first run's)"
+    )
     parser.add_argument("--comet", action="store_true", help="score COMET too (decode.comet_model, comet_source, comet_batch)")
-    parser.add_argument("--transcripts", type=location, help="source lines for COMET, in the order of the test set")
-    parser.add_argument("--out", type=location, help="folder to write to (default: RUN_DIR/evaluation)")
+    parser.add_argument(
+        "--transcripts", type=location, action=Once, help="source lines for COMET, in the order of the test set"
+    )
+    parser.add_argument("--out", type=location, action=Once, help="folder to write to (default: RUN_DIR/evaluation)")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", "0")), help=argparse.SUPPRESS)
     return parser
 

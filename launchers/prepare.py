@@ -5,9 +5,11 @@
 
 The first writes <out>/<split>.jsonl, which experiments read with ``layout: manifest, root: <out>`` and do not
 decode again, and <out>/<split>.report.json, which counts every skipped utterance by language and reason, and
-those that other splits in <out> hold too. Layouts that serve many languages take a pair of them:
---corpus mustc:eng-deu. A test set whose translations are not published is prepared with --no-references. A manifest
-of another corpus is only replaced with --replace: give each corpus an --out of its own.
+those that other splits in <out> hold too. Splits with "train" in their names are for training, with limits of length;
+others are kept whole, what has no usable audio included, so that a translation of each can be handed in.
+Layouts that serve many languages take a pair of them: --corpus mustc:eng-deu. A test set whose translations are not
+published is prepared with --no-references. A manifest of another corpus is only replaced with --replace: give each
+corpus an --out of its own.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def _prepare_split(options: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
         require_text=not options.no_references,
         too_long=options.too_long,
+        training="train" in options.split.lower(),
     )
     with atomic_path(manifest) as partial:
         count = write_manifest(partial, kept)
@@ -124,8 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="split to prepare, such as train")
     parser.add_argument("--out", type=location, help="folder for the manifest and the report")
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="source languages to keep (default: all)")
-    parser.add_argument("--min-seconds", type=float, default=defaults["min_seconds"].default, help="default: %(default)s")
-    parser.add_argument("--max-seconds", type=float, default=defaults["max_seconds"].default, help="default: %(default)s")
+    parser.add_argument(
+        "--min-seconds", type=float, default=defaults["min_seconds"].default, help="training splits: default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=defaults["max_seconds"].default, help="training splits: default: %(default)s"
+    )
     parser.add_argument("--too-long", choices=["skip", "cut"], default="skip", help="what happens to those (default: skip)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 decodes in this one")
     parser.add_argument("--no-references", action="store_true", help="keep utterances without a translation (test sets)")

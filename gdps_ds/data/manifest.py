@@ -212,7 +212,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     with path.open("rb") as file:
         # Bytes, so that a line that is not UTF-8 does not hide the faults of the others.
         for line in file:
-            yield _parse(line.removesuffix(b"\n"))
+            yield _parse(line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf"))
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any], list[str]]:

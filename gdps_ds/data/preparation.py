@@ -20,12 +20,14 @@ from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio, rea
 from gdps_ds.data.features import frames_of
 from gdps_ds.data.manifest import DataError, Measured, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order
+from gdps_ds.data.text import has_text
 
 DUPLICATE = "duplicate id"
 OTHER_LANGUAGE = "language not in the configuration"
 NO_TEXT = "empty text"
 TOO_SHORT = "too short"
 TOO_LONG = "too long"
+NOT_MEASURED = "no usable audio when its manifest was made"
 
 CUT_TOLERANCE = 0.02
 """Seconds that a segment may reach beyond its file before it is counted as cut: one frame."""
@@ -44,6 +46,7 @@ class LanguageReport:
         unreferenced: those among them that have no translation.
         lengths: whole seconds -> utterances kept.
         skipped: reason -> utterances that cannot be used; reasons are constants here and in ``audio``.
+        untranslatable: reason -> utterances of a dev or test set that stay, though they have no audio of a frame or more.
         examples: reason -> the first few ids.
         sample_rates: native rate in Hz -> utterances decoded and kept. channels: native channels -> likewise.
     """
@@ -55,19 +58,28 @@ class LanguageReport:
     unreferenced: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    untranslatable: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     sample_rates: Counter[int] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
 
     def skip(self, utterance: Utterance, reason: str) -> None:
         self.skipped[reason] += 1
+        self._example(utterance, reason)
+
+    def leave(self, utterance: Utterance, reason: str) -> None:
+        """Count an utterance that stays without audio."""
+        self.untranslatable[reason] += 1
+        self._example(utterance, reason)
+
+    def _example(self, utterance: Utterance, reason: str) -> None:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
             examples.append(utterance.id)
 
     def keep(self, utterance: Utterance, decoded: _Decoded) -> None:
         self.kept += 1
-        self.unreferenced += not (utterance.target_text or "").strip()
+        self.unreferenced += not has_text(utterance.target_text)
         self.lengths[int(decoded.seconds)] += 1
         self.seconds += decoded.seconds
         self.cut += decoded.cut
@@ -85,6 +97,7 @@ class LanguageReport:
             "unreferenced": self.unreferenced,
             "lengths": {str(seconds): count for seconds, count in sorted(self.lengths.items())},
             "skipped": dict(self.skipped.most_common()),
+            "untranslatable": dict(self.untranslatable.most_common()),
             "examples": self.examples,
             "sample_rates": {str(rate): count for rate, count in sorted(self.sample_rates.items())},
             "channels": {str(channels): count for channels, count in sorted(self.channels.items())},
@@ -121,6 +134,9 @@ class PreparationReport:
             lines += [f"{'':<10}{count:>27}  kept, but {note}" for note, count in notes.items() if count]
             for reason, count in report.skipped.most_common():
                 lines.append(f"{'':<10}{count:>27}  {reason}: {', '.join(report.examples[reason])}")
+            for reason, count in report.untranslatable.most_common():
+                listed = ", ".join(report.examples[reason])
+                lines.append(f"{'':<10}{count:>27}  {reason}, so their translations will be empty: {listed}")
         return "\n".join([*lines, *(f"{count} of them are in {split} too" for split, count in shared.items())])
 
     def require(self, languages: Iterable[str], without_text: str = "") -> None:
@@ -138,7 +154,7 @@ class PreparationReport:
     def _why(self, language: str) -> str:
         if language not in self.languages:
             return f"none in the corpora, which have {', '.join(sorted(self.languages)) or 'no utterances at all'}"
-        skipped = self.languages[language].skipped
+        skipped = self.languages[language].skipped + self.languages[language].untranslatable
         return f"{skipped.total()} read, " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
 
 
@@ -159,6 +175,7 @@ def prepared(
     progress: bool = False,
     require_text: bool = True,
     too_long: Literal["skip", "cut"] = "skip",
+    training: bool = True,
 ) -> Iterator[Utterance]:
     """Sort out what cannot be used, and fill in true durations.
 
@@ -171,6 +188,8 @@ def prepared(
         require_text: skip utterances without a translation; False is for decoding without references.
         progress: show a bar on stderr.
         too_long: ``cut`` keeps the beginning of what is too long, though its translation is of all of it.
+        training: False is for dev and test sets, which are translated whole: limits of length do not hold, and an utterance
+            whose audio cannot be used stays in its place, with a duration of less than a frame.
 
     Yields:
         The usable utterances in their order, durations being whole samples at 16 kHz.
@@ -181,13 +200,22 @@ def prepared(
     if not 0 <= min_seconds < max_seconds:
         raise DataError(f"min_seconds ({min_seconds}) must be at least 0 and below max_seconds ({max_seconds})")
     checked = _checked(utterances, languages, require_text)
+    if not training:
+        min_seconds, max_seconds = 0.0, math.inf
     measure = partial(_measure, min_seconds=min_seconds, max_seconds=max_seconds, shorten=too_long == "cut")
     for utterance, outcome in map_in_order(measure, checked, workers=workers, progress=progress, label="decoding"):
-        if isinstance(outcome, str):
+        if isinstance(outcome, _NoAudio) and not training:
+            report.of(utterance.source_lang).leave(utterance, outcome)
+            yield _with_duration(utterance, 0.0)
+        elif isinstance(outcome, str):
             report.of(utterance.source_lang).skip(utterance, outcome)
         else:
             report.of(utterance.source_lang).keep(utterance, outcome)
-            yield Utterance(**asdict(utterance) | {"duration": outcome.seconds})
+            yield _with_duration(utterance, outcome.seconds)
+
+
+def _with_duration(utterance: Utterance, seconds: float) -> Utterance:
+    return Utterance(**asdict(utterance) | {"duration": seconds})
 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -235,6 +263,10 @@ def _marks_of(utterance: Utterance) -> tuple[int, int]:
     return place, hash(texts) if any(texts) else place
 
 
+class _NoAudio(str):
+    """A reason why an utterance cannot be used that is its audio's, not its text's or its place in the corpus."""
+
+
 @dataclass(frozen=True)
 class _Decoded:
     """What was found; ``native_rate`` and ``channels`` are 0 where nothing had to be decoded."""
@@ -258,7 +290,7 @@ def _checked(
             yield utterance, OTHER_LANGUAGE
         elif (identity := hash(utterance.id)) in seen:
             yield utterance, DUPLICATE
-        elif require_text and not (utterance.target_text or "").strip():
+        elif require_text and not has_text(utterance.target_text):
             yield utterance, NO_TEXT
         else:
             seen.add(identity)
@@ -275,18 +307,20 @@ def _measure(
     asked, native_rate, channels = utterance.duration, 0, 0
     if isinstance(utterance, Measured) and asked is not None:
         if not Path(utterance.audio).is_file():
-            return utterance, MISSING
+            return utterance, _NoAudio(MISSING)
+        if asked == 0.0:
+            return utterance, _NoAudio(NOT_MEASURED)
         seconds = asked
     else:
         # No more than it takes to see that it is too long: a segment without an end may lie in a talk of hours.
-        limit = max_seconds + 1.0 if asked is None else min(asked, max_seconds + 1.0)
+        limit = min(asked if asked is not None else math.inf, max_seconds + 1.0)
         try:
-            segment = read_segment(utterance.audio, utterance.offset, limit)
+            segment = read_segment(utterance.audio, utterance.offset, limit if math.isfinite(limit) else None)
         except AudioError as error:
-            return utterance, error.reason
+            return utterance, _NoAudio(error.reason)
         seconds, native_rate, channels = len(segment.samples) / SAMPLE_RATE, segment.native_rate, segment.channels
     if seconds < min_seconds or frames_of(seconds) == 0:
-        return utterance, TOO_SHORT
+        return utterance, _NoAudio(TOO_SHORT)
     longer = seconds > max_seconds
     if longer and not shorten:
         return utterance, TOO_LONG

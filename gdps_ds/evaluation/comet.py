@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gdps_ds.data.manifest import DataError
-from gdps_ds.evaluation.metrics import NORMALISERS
+from gdps_ds.evaluation.normalisers import normalised
 
 
 def load_comet(name: str) -> Any:
@@ -68,9 +68,8 @@ def comet_scores(
     Raises:
         ValueError: a score is not finite.
     """
-    normalise = NORMALISERS[normaliser]
     samples = [
-        {"src": source, "mt": normalise(hypothesis), "ref": normalise(reference)}
+        {"src": source, "mt": normalised(hypothesis, normaliser), "ref": normalised(reference, normaliser)}
         for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True)
     ]
     # Utterances of like length share a batch, so that little of it is padding.

@@ -1,4 +1,4 @@
-"""Systems on one test set: scores per language, group and mean with intervals, and paired tests between them."""
+"""Systems on one test set: scores per pair of languages, group and mean with intervals, and paired tests between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gdps_ds.config import DecodeConfig
-from gdps_ds.evaluation.metrics import Statistics, mean_statistics, signatures, statistics
+from gdps_ds.data.text import has_text
+from gdps_ds.evaluation.metrics import Pair, Statistics, mean_statistics, pairs_of, signatures, statistics
+from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.evaluation.significance import (
     Draws,
     bootstrap,
@@ -21,7 +23,7 @@ from gdps_ds.evaluation.significance import (
     randomisation_p,
     randomise,
 )
-from gdps_ds.evaluation.systems import System
+from gdps_ds.evaluation.systems import System, decoding_notes, translation_notes
 
 MEAN = "mean"
 SegmentScores = Mapping[str, NDArray[np.float64]]
@@ -41,7 +43,7 @@ class Estimate:
 class Comparison:
     """A difference ``first`` minus ``second``, its 95 % bootstrap interval, and p-values of both paired tests.
 
-    ``row`` is a language, a group of languages or ``mean``; p-values are not corrected for how many there are.
+    ``row`` is a pair of languages, a group or ``mean``; p-values are not corrected for how many there are.
     """
 
     metric: str
@@ -63,10 +65,12 @@ class Evaluation:
         scores: system -> row -> metric -> estimate.
         comparisons: of pairs of systems, in all rows and metrics.
         signatures: metric -> what the score depends on.
-        utterances: language -> how many are scored.
-        unscored: language -> how many are not, for want of a reference.
+        utterances: row of a pair of languages (see :func:`gdps_ds.evaluation.metrics.pairs_of`) -> how many are scored.
+        unscored: likewise -> how many are not, for want of a reference.
         empty: system -> translations that are empty; they are scored as such.
         tests: resamples, trials and seed.
+        notes: what a reader has to know beside: what could not be translated, was cut or was decoded otherwise, and what the
+            normaliser takes away.
     """
 
     scores: dict[str, dict[str, dict[str, Estimate]]]
@@ -76,6 +80,7 @@ class Evaluation:
     unscored: dict[str, int]
     empty: dict[str, int]
     tests: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,19 +99,16 @@ def compare(
 
     Args:
         systems: of :func:`gdps_ds.evaluation.systems.referenced`, which also gives ``unscored``.
-        groups: language groups, such as a plan's; a group's score is the mean over its languages.
+        groups: groups of source languages, such as a plan's; a group's score is the mean over its pairs of languages.
         comet: segment scores by COMET, where it was asked for.
         comet_signature: goes with them.
         against: systems of which each pair must have one; None tests every pair.
     """
-    utterances = systems[0].translations
-    languages = sorted({row.source_lang for row in utterances})
-    indices = {lang: [index for index, row in enumerate(utterances) if row.source_lang == lang] for lang in languages}
+    pairs = pairs_of(systems[0].translations)
     counted = {
-        system.name: {lang: _statistics(system, indices[lang], settings.normaliser, comet) for lang in languages}
-        for system in systems
+        system.name: {name: _statistics(system, pair, settings, comet) for name, pair in pairs.items()} for system in systems
     }
-    rows = rows_of(languages, groups)
+    rows = rows_of(pairs, groups)
     resampled = {name: _resampled(by_language, settings) for name, by_language in counted.items()}
     return Evaluation(
         scores={name: _estimates(counted[name], resampled[name], rows) for name in counted},
@@ -116,30 +118,44 @@ def compare(
             if against is None or first in against or second in against
             for comparison in _comparisons((first, second), counted, resampled, rows, settings)
         ),
-        signatures=signatures(settings.normaliser) | ({} if comet is None else {"COMET": comet_signature}),
-        utterances={lang: len(indices[lang]) for lang in languages},
+        signatures=signatures({name: pair.target for name, pair in pairs.items()}, settings)
+        | ({} if comet is None else {"COMET": comet_signature}),
+        utterances={name: len(pair.indices) for name, pair in pairs.items()},
         unscored=dict(unscored or {}),
-        empty={system.name: sum(not row.hypothesis.strip() for row in system.translations) for system in systems},
+        empty={system.name: sum(not has_text(row.hypothesis) for row in system.translations) for system in systems},
         tests={"resamples": settings.resamples, "trials": settings.trials, "seed": settings.seed},
+        notes=(*_losses(systems[0], pairs, settings), *decoding_notes(systems, settings), *_translation_notes(systems)),
     )
 
 
-def rows_of(languages: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Row of a table -> the languages whose scores it averages: each language, groups of several, and all."""
-    present = [tuple(lang for lang in group if lang in languages) for group in groups]
-    several = [group for group in present if 1 < len(group) < len(languages)]
-    return {lang: (lang,) for lang in languages} | {"+".join(group): group for group in several} | {MEAN: tuple(languages)}
+def rows_of(pairs: Mapping[str, Pair], groups: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Row of a table -> the pairs whose scores it averages: each pair, groups of several source languages, and all."""
+    sources = {pair.source for pair in pairs.values()}
+    present = [tuple(lang for lang in group if lang in sources) for group in groups]
+    several = [group for group in present if 1 < len(group) < len(sources)]
+    grouped = {"+".join(group): tuple(name for name, pair in pairs.items() if pair.source in group) for group in several}
+    return {name: (name,) for name in pairs} | grouped | {MEAN: tuple(pairs)}
+
+
+def _losses(system: System, pairs: Mapping[str, Pair], settings: DecodeConfig) -> list[str]:
+    texts = {name: [str(system.translations[index].reference) for index in pair.indices] for name, pair in pairs.items()}
+    return [line for name, found in texts.items() if (line := loss_of(found, settings.normaliser, name))]
+
+
+def _translation_notes(systems: Sequence[System]) -> list[str]:
+    return [f"{system.name}: {line}" for system in systems for line in translation_notes(system.translations)]
 
 
 Counted = Mapping[str, Mapping[str, Statistics]]
-"""Language -> metric -> statistics of one system."""
+"""Row of a pair of languages -> metric -> statistics of one system."""
 Resampled = Mapping[str, Mapping[str, Draws]]
 
 
-def _statistics(system: System, indices: Sequence[int], normaliser: str, comet: SegmentScores | None) -> dict[str, Statistics]:
-    rows = [system.translations[index] for index in indices]
-    counted = statistics([row.hypothesis for row in rows], [str(row.reference) for row in rows], normaliser)
-    return counted if comet is None else counted | {"COMET": mean_statistics(comet[system.name][indices])}
+def _statistics(system: System, pair: Pair, settings: DecodeConfig, comet: SegmentScores | None) -> dict[str, Statistics]:
+    rows = [system.translations[index] for index in pair.indices]
+    texts = [row.hypothesis for row in rows], [str(row.reference) for row in rows]
+    counted = statistics(*texts, settings, target=pair.target)
+    return counted if comet is None else counted | {"COMET": mean_statistics(comet[system.name][list(pair.indices)])}
 
 
 def _resampled(counted: Counted, settings: DecodeConfig) -> dict[str, dict[str, Draws]]:

@@ -7,26 +7,37 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, SeamlessM4TTokenizer
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
-from gdps_ds.data.manifest import DataError
+from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.pieces import Pieces
 from gdps_ds.data.sampling import Indices, length_batches
 from gdps_ds.distributed.comm import Communicator
+from gdps_ds.evaluation.metrics import is_spaceless
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One utterance, translated; ``reference`` is None where the set has none."""
+    """One utterance, translated.
+
+    Attributes:
+        reference: None where the set has none.
+        pieces: how many pieces of audio were translated and joined; 0 where no audio can be, and ``hypothesis`` is empty.
+        cut: the search ended at ``decode.max_new_tokens`` before the translation did, in one piece at least.
+    """
 
     id: str
     source_lang: str
     target_lang: str
     hypothesis: str
     reference: str | None
+    pieces: int = 1
+    cut: bool = False
 
 
 class Generator(Protocol):
@@ -52,28 +63,60 @@ def translate(
 ) -> list[Translation]:
     """Translate a set with beam search; in the order of the set, the same on every rank. Collective.
 
+    Audio longer than ``decode.max_seconds`` is translated in pieces (:mod:`gdps_ds.data.pieces`), which are joined; a
+    piece that does not fit into ``decode.max_frames`` is a batch of its own (:func:`oversized` tells). An utterance without a
+    frame, such as one whose audio cannot be read, has an empty translation in no pieces.
+
     Raises:
         DataError: the tokenizer lacks a target language.
         RuntimeError: an utterance was not translated, or a score was not a number; nothing is ever scored as an empty line
             instead.
     """
-    batches = length_batches(dataset.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
-    texts: dict[int, str] = {}
+    pieces = Pieces(dataset, settings.max_seconds)
+    batches = length_batches(pieces.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
+    texts: dict[int, tuple[str, bool]] = {}
     with engine.evaluating():
         for indices, real in rank_share(batches, engine.comm.rank, engine.comm.world_size):
-            batch = collate([dataset[index] for index in indices])
+            batch = collate([pieces[place] for place in indices])
             before_batch(batch)
             hypotheses = _generate(engine, batch, tokenizer, settings)
             if real:
                 texts.update(zip(indices, hypotheses, strict=True))
-    merged = {index: text for share in engine.comm.gather(texts) for index, text in share.items()}
-    missing = [dataset.utterances[index].id for index in range(len(dataset)) if index not in merged]
+    merged = {place: text for share in engine.comm.gather(texts) for place, text in share.items()}
+    missing = [dataset.utterances[piece.index].id for place, piece in enumerate(pieces.pieces) if place not in merged]
     if missing:
         raise RuntimeError(f"{len(missing)} utterances were not translated, such as {missing[0]}")
-    return [
-        Translation(utterance.id, utterance.source_lang, utterance.target_lang, merged[index], utterance.target_text)
-        for index, utterance in enumerate(dataset.utterances)
-    ]
+    found: list[list[tuple[str, bool]]] = [[] for _ in pieces.counts]
+    for place, piece in enumerate(pieces.pieces):
+        found[piece.index].append(merged[place])
+    return [_translation(utterance, parts) for utterance, parts in zip(dataset.utterances, found, strict=True)]
+
+
+def oversized(dataset: SpeechDataset, settings: DecodeConfig) -> str:
+    """A line that tells which utterances are translated alone, as one is more than ``decode.max_frames``; empty without any."""
+    pieces = Pieces(dataset, settings.max_seconds)
+    large = np.flatnonzero(pieces.lengths > settings.max_frames)
+    if not large.size:
+        return ""
+    longest = int(pieces.lengths.argmax())
+    name = dataset.utterances[pieces.pieces[longest].index].id
+    return (
+        f"decode.max_frames is {settings.max_frames}, but {large.size} utterances or pieces of decode.max_seconds are longer, "
+        f"up to {pieces.lengths[longest]} frames ({name}): each is translated alone"
+    )
+
+
+def _translation(utterance: Utterance, parts: Sequence[tuple[str, bool]]) -> Translation:
+    space = "" if is_spaceless(utterance.target_lang) else " "
+    return Translation(
+        utterance.id,
+        utterance.source_lang,
+        utterance.target_lang,
+        space.join(text for text, _ in parts if text),
+        utterance.target_text,
+        pieces=len(parts),
+        cut=any(cut for _, cut in parts),
+    )
 
 
 def rank_share(batches: Sequence[Indices], rank: int, world_size: int) -> Iterator[tuple[list[int], bool]]:
@@ -84,7 +127,10 @@ def rank_share(batches: Sequence[Indices], rank: int, world_size: int) -> Iterat
         yield batches[min(index, len(batches) - 1)].tolist(), index < len(batches)
 
 
-def _generate(engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig) -> list[str]:
+def _generate(
+    engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig
+) -> list[tuple[str, bool]]:
+    """Each translation, and whether it was cut: its last place holds neither ``</s>`` nor padding behind one."""
     ids = engine.generate(
         batch,
         decoder_input_ids=torch.tensor([_code(tokenizer, language) for language in batch.target_languages])[:, None],
@@ -96,7 +142,9 @@ def _generate(engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, 
         logits_processor=LogitsProcessorList([_RefuseNaN(batch.utterances)]),
         do_sample=False,
     )
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    cut = [last not in ends for last in ids[:, -1].tolist()]
+    return list(zip(tokenizer.batch_decode(ids, skip_special_tokens=True), cut, strict=True))
 
 
 def _code(tokenizer: SeamlessM4TTokenizer, language: str) -> int:

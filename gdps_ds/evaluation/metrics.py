@@ -6,42 +6,23 @@ of them, such as a bootstrap resample, is scored by adding up.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-Normaliser = Callable[[str], str]
+from gdps_ds.config import DecodeConfig
+from gdps_ds.data.manifest import DataError
+from gdps_ds.data.text import has_text
+from gdps_ds.evaluation.normalisers import normalised
 
+if TYPE_CHECKING:
+    from gdps_ds.evaluation.decoding import Translation
 
-def _strip(characters: str, text: str) -> str:
-    return " ".join(text.lower().translate(dict.fromkeys(map(ord, characters))).split())
-
-
-def _strip_punctuation(text: str) -> str:
-    return " ".join("".join(c for c in text.lower() if not unicodedata.category(c).startswith("P")).split())
-
-
-def _strip_non_words(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
-
-
-NORMALISERS: dict[str, Normaliser] = {
-    "none": lambda text: text,
-    # IWSLT dialect task (Tunisian scripts): apostrophes and hyphens stay.
-    "shared-task": lambda text: _strip('()#+=?!;.,":', text),
-    # GMU's IWSLT 2025 scripts: every Unicode punctuation character goes.
-    "gmu": _strip_punctuation,
-    # The GDPS authors': everything but word characters and white space goes.
-    "gdps": _strip_non_words,
-}
-
-METRICS: dict[str, Callable[[], Any]] = {"BLEU": BLEU, "chrF++": lambda: CHRF(word_order=2), "TER": TER}
+METRICS = ("BLEU", "chrF++", "TER")
 LOWER_IS_BETTER = frozenset({"TER"})
 
 
@@ -62,22 +43,120 @@ class Statistics:
         return self.of_sum(self.rows.sum(0).tolist())
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The utterances of a test set that have one source and one target language: what one score is of."""
+
+    source: str
+    target: str
+    indices: tuple[int, ...]
+
+
+def pairs_of(translations: Sequence[Translation]) -> dict[str, Pair]:
+    """Row of a table -> its pair of languages, sorted. A row is named by its source language alone (``que``), unless the test
+    set has several targets of it (``que-eng``, ``que-spa``): texts in two languages have no score in common."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(translations):
+        places.setdefault((row.source_lang, row.target_lang), []).append(index)
+    sources = [source for source, _ in places]
+    return {
+        source if sources.count(source) == 1 else f"{source}-{target}": Pair(source, target, tuple(places[source, target]))
+        for source, target in sorted(places)
+    }
+
+
+TOKENIZERS = {
+    **dict.fromkeys(["zho", "cmn", "yue", "wuu", "nan", "hak", "gan", "lzh"], "zh"),
+    "jpn": "ja-mecab",
+    "kor": "ko-mecab",
+    **dict.fromkeys(["tha", "lao", "khm", "mya", "bod", "dzo"], "char"),
+}
+"""BLEU's tokenizer by target language, as far as it is not sacreBLEU's default: sacreBLEU's own choice where it has made one,
+characters for other languages that are written without spaces between words."""
+
+
+def is_spaceless(target: str) -> bool:
+    """Whether a language is written without spaces between words."""
+    return TOKENIZERS.get(target.partition("_")[0], "ko-mecab") != "ko-mecab"
+
+
+def tokenizer_of(target: str, settings: DecodeConfig) -> str:
+    """The name of BLEU's tokenizer for translations into ``target``: ``decode.tokenizer``, or by the language."""
+    if settings.tokenizer != "auto":
+        return settings.tokenizer
+    return TOKENIZERS.get(target.partition("_")[0], BLEU.TOKENIZER_DEFAULT)
+
+
+def check_tokenizers(targets: Sequence[str], settings: DecodeConfig) -> None:
+    """Look for what scoring needs, before anything is trained or translated.
+
+    Raises:
+        DataError: a tokenizer cannot be used; names what is not installed.
+    """
+    for target in targets:
+        _bleu(target, settings)
+
+
+def _bleu(target: str, settings: DecodeConfig) -> BLEU:
+    name = tokenizer_of(target, settings)
+    try:
+        return BLEU(tokenize=name)
+    except Exception as error:  # of many types: an import, a dictionary or a download fails
+        package = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}.get(name)
+        advice = f"pip install '{package}'" if package else "it has to be downloaded once"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"BLEU of translations into {target} needs sacreBLEU's tokenizer {name}, which is not there ({advice}); or set "
+            f"decode.tokenizer, such as to char ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _metric(name: str, target: str, settings: DecodeConfig) -> Any:
+    if name == "BLEU":
+        return _bleu(target, settings)
+    if name == "TER":
+        # Words of texts without spaces are whole sentences: TER's own way for Chinese and Japanese splits characters.
+        asian = tokenizer_of(target, settings) in ("zh", "ja-mecab")
+        return TER(normalized=asian, asian_support=asian)
+    return CHRF(word_order=2)
+
+
+def _is_spelt(name: str, target: str, settings: DecodeConfig) -> bool:
+    """Whether a metric of words gets characters as words, for it knows no other way of such a language."""
+    return name == "TER" and tokenizer_of(target, settings) == "char"
+
+
 def statistics(
-    hypotheses: Sequence[str], references: Sequence[str], normaliser: str, metrics: Sequence[str] = tuple(METRICS)
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    settings: DecodeConfig,
+    metrics: Sequence[str] = METRICS,
+    target: str = "und",
 ) -> dict[str, Statistics]:
     """Statistics of ``metrics``, by default all of :data:`METRICS`, with one reference each.
 
     sacreBLEU's paired tests rest on the same two methods of its metrics; they are not public, hence the tests that compare
     the scores here with ``corpus_score``.
 
+    Args:
+        settings: ``normaliser`` and ``tokenizer`` are used.
+        target: language of the texts.
+
     Raises:
         ValueError: no hypotheses, or not as many as references.
+        DataError: the tokenizer of ``target`` is not installed.
     """
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references")
-    normalise = NORMALISERS[normaliser]
-    system, reference = [normalise(text) for text in hypotheses], [normalise(text) for text in references]
-    return {name: _statistics(METRICS[name](), system, reference) for name in metrics}
+    system, reference = ([normalised(text, settings.normaliser) for text in texts] for texts in (hypotheses, references))
+    found = {}
+    for name in metrics:
+        metric = _metric(name, target, settings)
+        texts = (system, reference)
+        if _is_spelt(name, target, settings):
+            texts = ([" ".join(text) for text in system], [" ".join(text) for text in reference])
+        found[name] = _statistics(metric, *texts)
+    return found
 
 
 def mean_statistics(scores: Sequence[float] | NDArray[np.float64]) -> Statistics:
@@ -87,45 +166,56 @@ def mean_statistics(scores: Sequence[float] | NDArray[np.float64]) -> Statistics
 
 
 def score(
-    hypotheses: Sequence[str], references: Sequence[str], normaliser: str, metrics: Sequence[str] = tuple(METRICS)
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    settings: DecodeConfig,
+    metrics: Sequence[str] = METRICS,
+    target: str = "und",
 ) -> dict[str, float]:
-    """Corpus scores of one language; raises as :func:`statistics` does."""
-    return {name: each.score for name, each in statistics(hypotheses, references, normaliser, metrics).items()}
+    """Corpus scores of one pair of languages; raises as :func:`statistics` does."""
+    return {name: each.score for name, each in statistics(hypotheses, references, settings, metrics, target).items()}
 
 
-def signatures(normaliser: str) -> dict[str, str]:
-    """sacreBLEU's signature of each metric with one reference, and the normalisation before it."""
-    return {name: f"{_signature(metric())}|normaliser:{normaliser}" for name, metric in METRICS.items()}
+def signatures(targets: Mapping[str, str], settings: DecodeConfig, metrics: Sequence[str] = METRICS) -> dict[str, str]:
+    """sacreBLEU's signature of each metric with one reference, and the normalisation before it.
 
-
-def score_languages(
-    hypotheses: Mapping[str, Sequence[str]],
-    references: Mapping[str, Sequence[str | None]],
-    normaliser: str,
-    metrics: Sequence[str] = tuple(METRICS),
-) -> dict[str, dict[str, float]]:
-    """Scores by source language over the utterances that have references, and their mean over languages as ``mean``.
-
-    Languages without any reference are left out; where no language has one, so is the mean. :func:`unscored` names them.
+    ``targets``: row of the table -> target language. Where rows are scored in different ways, the signature of each way follows
+    the rows that it holds for.
     """
-    scores = {}
-    for language, translations in hypotheses.items():
-        pairs = [pair for pair in zip(translations, references[language], strict=True) if is_reference(pair[1])]
-        if pairs:
-            scores[language] = score([ours for ours, _ in pairs], [str(theirs) for _, theirs in pairs], normaliser, metrics)
+    found = {}
+    for name in metrics:
+        rows: dict[str, list[str]] = {}
+        for row, target in targets.items():
+            rows.setdefault(_signature(name, target, settings), []).append(row)
+        each = list(rows) if len(rows) == 1 else [f"{', '.join(names)}: {text}" for text, names in rows.items()]
+        found[name] = "; ".join(each)
+    return found
+
+
+def score_pairs(
+    translations: Sequence[Translation], settings: DecodeConfig, metrics: Sequence[str] = METRICS
+) -> dict[str, dict[str, float]]:
+    """Scores of each pair of languages (:func:`pairs_of`) over the utterances that have references; ``mean`` is over pairs.
+
+    Pairs without any reference are left out; where none has one, so is the mean. :func:`unscored` names them.
+    """
+    scores, scored = {}, [row for row in translations if has_text(row.reference)]
+    for name, pair in pairs_of(scored).items():
+        rows = [scored[index] for index in pair.indices]
+        texts = [row.hypothesis for row in rows], [str(row.reference) for row in rows]
+        scores[name] = score(*texts, settings, metrics, pair.target)
     mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in metrics} if scores else None
     return scores | ({"mean": mean} if mean else {})
 
 
-def unscored(references: Mapping[str, Sequence[str | None]]) -> str:
-    """A line that names the languages with utterances that have no reference, and how many; empty where all have one."""
-    missing = {language: sum(not is_reference(text) for text in texts) for language, texts in references.items()}
-    listed = [f"{language} ({count} of {len(references[language])})" for language, count in missing.items() if count]
-    return f"translated, but not scored for want of references: {', '.join(listed)}" if listed else ""
-
-
-def is_reference(text: str | None) -> bool:
-    return bool(text and text.strip())
+def unscored(translations: Sequence[Translation]) -> str:
+    """A line that names the pairs of languages with utterances that have no reference, and how many; empty without any."""
+    missing = {
+        f"{name} ({count} of {len(pair.indices)})": count
+        for name, pair in pairs_of(translations).items()
+        if (count := sum(not has_text(translations[index].reference) for index in pair.indices))
+    }
+    return f"translated, but not scored for want of references: {', '.join(missing)}" if missing else ""
 
 
 def _statistics(metric: Any, system: Sequence[str], reference: Sequence[str]) -> Statistics:
@@ -133,6 +223,8 @@ def _statistics(metric: Any, system: Sequence[str], reference: Sequence[str]) ->
     return Statistics(rows, lambda sums: metric._compute_score_from_stats(sums).score)
 
 
-def _signature(metric: Any) -> str:
+def _signature(name: str, target: str, settings: DecodeConfig) -> str:
+    metric = _metric(name, target, settings)
     metric.corpus_score(["a"], [["a"]])  # the signature is complete once a metric has seen its references
-    return metric.get_signature().format(short=False)
+    spelt = "|words:characters" if _is_spelt(name, target, settings) else ""
+    return f"{metric.get_signature().format(short=False)}{spelt}|unicode:NFC|normaliser:{settings.normaliser}"

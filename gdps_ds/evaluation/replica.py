@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from gdps_ds.config import DecodeConfig, ModelConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.features import OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.manifest import DataError, Measured, Utterance
+from gdps_ds.data.preparation import prepare
 from gdps_ds.data.table import UtteranceTable
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.evaluation.decoding import Translation, translate
+from gdps_ds.evaluation.decoding import Translation, oversized, translate
 from gdps_ds.model.export import TrainedModel, is_whole, load_whole
 from gdps_ds.model.families import load_config, load_model, load_tokenizer, set_training_mode
 from gdps_ds.model.routing import Router
@@ -80,6 +82,21 @@ def load_checkpoint(name: str, comm: Communicator) -> TrainedModel:
     return loaded[0] if loaded else load()
 
 
+def measured(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """A test set with its true durations where they are not known, and none for audio that cannot be used: those utterances are
+    printed, and their translations empty.
+
+    Raises:
+        DataError: no utterance of a language has usable audio.
+    """
+    rows = (each if each.duration is None else Measured(**asdict(each)) for each in utterances)
+    found, report = prepare(rows, languages=None, min_seconds=0.0, max_seconds=float("inf"), require_text=False, training=False)
+    if any(each.untranslatable for each in report.languages.values()):
+        print(report.summary({}), flush=True)
+    report.require(sorted({each.source_lang for each in utterances}))
+    return found
+
+
 def translate_with(
     trained: TrainedModel,
     utterances: Sequence[Utterance],
@@ -91,6 +108,8 @@ def translate_with(
     languages = trained.languages or sorted({each.source_lang for each in utterances})
     table = UtteranceTable.of(utterances)
     dataset = SpeechDataset(table, OnTheFlyFeatures(table), None, languages=languages, folds=2)
+    if comm.is_main and (line := oversized(dataset, settings)):
+        print(line, flush=True)
     config: Any = trained.module.config
     collate = Collator(pad_id=config.pad_token_id, start_id=config.decoder_start_token_id)
     return translate(Replica(trained.module, comm, trained.router), dataset, trained.tokenizer, collate, settings, before_batch)

@@ -13,7 +13,7 @@ arms (the pigeonhole bootstrap: Owen 2007). Each test takes one of the two as gi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from scipy.stats import ttest_rel
 from gdps_ds.config import DecodeConfig
 from gdps_ds.data.manifest import DataError
 from gdps_ds.evaluation.comparison import rows_of
-from gdps_ds.evaluation.metrics import Statistics, signatures, statistics
+from gdps_ds.evaluation.metrics import Pair, Statistics, pairs_of, signatures, statistics
+from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.evaluation.significance import Draws, bootstrap, generator, interval, randomisation_p, randomise
-from gdps_ds.evaluation.systems import System, aligned, referenced
+from gdps_ds.evaluation.systems import System, aligned, decoding_notes, referenced, translation_notes
 
 METRICS = ("BLEU", "chrF++")
 
@@ -68,12 +69,13 @@ class ArmsEvaluation:
     """Everything that is known of the arms.
 
     Attributes:
-        scores: arm -> row (language or ``mean``) -> metric -> score.
+        scores: arm -> row (pair of languages or ``mean``) -> metric -> score.
         differences: of each arm from each reference arm with common seeds, in all rows and metrics.
         signatures: metric -> what the score depends on.
-        utterances: language -> how many are scored.
-        unscored: language -> how many are not, for want of a reference.
+        utterances: row of a pair of languages -> how many are scored.
+        unscored: likewise -> how many are not, for want of a reference.
         tests: resamples, trials and seed.
+        notes: as in :class:`gdps_ds.evaluation.comparison.Evaluation`.
     """
 
     scores: dict[str, dict[str, dict[str, ArmScore]]]
@@ -82,6 +84,7 @@ class ArmsEvaluation:
     utterances: dict[str, int]
     unscored: dict[str, int]
     tests: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,35 +112,36 @@ def compare_arms(runs: Runs, references: Sequence[str], settings: DecodeConfig) 
     places = [(arm, seed) for arm, by_seed in runs.items() for seed in by_seed]
     if not places:
         raise DataError("no arm has been trained and translated yet")
-    named = [System(f"{arm} of seed {seed}", runs[arm][seed].translations) for arm, seed in places]
+    named = [replace(runs[arm][seed], name=f"{arm} of seed {seed}") for arm, seed in places]
     systems, unscored = referenced(aligned(named))
     first = systems[0].translations
-    languages = sorted({row.source_lang for row in first})
-    indices = {lang: [place for place, row in enumerate(first) if row.source_lang == lang] for lang in languages}
+    languages = pairs_of(first)
     measured: dict[str, dict[int, Any]] = {arm: {} for arm in runs}
     for (arm, seed), system in zip(places, systems, strict=True):
-        measured[arm][seed] = {lang: _measure(system, indices[lang], lang, settings) for lang in languages}
+        measured[arm][seed] = {name: _measure(system, pair, name, settings) for name, pair in languages.items()}
     rows = rows_of(languages, ())
     pairs = [(arm, other) for other in references for arm in runs if other in runs and arm != other]
-    used = signatures(settings.normaliser)
+    texts = {name: [str(first[index].reference) for index in pair.indices] for name, pair in languages.items()}
+    losses = [line for name, found in texts.items() if (line := loss_of(found, settings.normaliser, name))]
+    told = [f"{each.name}: {line}" for each in systems for line in translation_notes(each.translations)]
     return ArmsEvaluation(
         scores={arm: _scores(measured[arm], rows, settings) for arm in runs if runs[arm]},
         differences=tuple(each for pair in pairs for each in _differences(pair, measured, rows, settings)),
-        signatures={metric: used[metric] for metric in METRICS},
-        utterances={lang: len(indices[lang]) for lang in languages},
+        signatures=signatures({name: pair.target for name, pair in languages.items()}, settings, METRICS),
+        utterances={name: len(pair.indices) for name, pair in languages.items()},
         unscored=unscored,
         tests={"resamples": settings.resamples, "trials": settings.trials, "seed": settings.seed},
+        notes=(*losses, *decoding_notes(systems, settings), *told),
     )
 
 
-def _measure(system: System, indices: Sequence[int], language: str, settings: DecodeConfig) -> dict[str, _Measured]:
-    """Every arm and seed gets the same resamples of a language's utterances."""
-    rows = [system.translations[index] for index in indices]
-    counted = statistics([row.hypothesis for row in rows], [str(row.reference) for row in rows], settings.normaliser, METRICS)
+def _measure(system: System, pair: Pair, name: str, settings: DecodeConfig) -> dict[str, _Measured]:
+    """Every arm and seed gets the same resamples of a pair's utterances."""
+    rows = [system.translations[index] for index in pair.indices]
+    texts = [row.hypothesis for row in rows], [str(row.reference) for row in rows]
+    counted = statistics(*texts, settings, METRICS, pair.target)
     return {
-        metric: _Measured(
-            each, each.score, bootstrap(each, settings.resamples, generator(settings.seed, "bootstrap", language))
-        )
+        metric: _Measured(each, each.score, bootstrap(each, settings.resamples, generator(settings.seed, "bootstrap", name)))
         for metric, each in counted.items()
     }
 

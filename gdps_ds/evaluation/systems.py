@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gdps_ds.config import DecodeConfig
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.text import has_text
 from gdps_ds.evaluation.decoding import Translation
-from gdps_ds.evaluation.metrics import is_reference
+from gdps_ds.evaluation.metrics import pairs_of
 from gdps_ds.files import atomic_write
 
 TEXTS = ("id", "source_lang", "target_lang", "hypothesis")
@@ -19,10 +21,41 @@ TEXTS = ("id", "source_lang", "target_lang", "hypothesis")
 
 @dataclass(frozen=True)
 class System:
-    """A name and its translations of a test set."""
+    """A name and its translations of a test set.
+
+    ``decoding`` holds the settings that they were made with (:func:`decoding_of`); None where that is not known.
+    """
 
     name: str
     translations: tuple[Translation, ...]
+    decoding: Mapping[str, Any] | None = None
+
+
+DECODING = ("beams", "max_new_tokens", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "max_seconds")
+"""Settings of section ``decode`` that translations depend on."""
+
+
+def decoding_of(settings: DecodeConfig) -> dict[str, Any]:
+    """What is kept beside translations of how they were made."""
+    return settings.model_dump(include=set(DECODING))
+
+
+def read_system(name: str, path: Path) -> System:
+    """Translations with the settings that lie beside them, if they do; raises as :func:`read_translations`."""
+    beside = _decoding_file(path)
+    if not beside.is_file():
+        return System(name, tuple(read_translations(path)))
+    try:
+        decoding = json.loads(beside.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{beside}: not JSON ({error})") from None
+    if not isinstance(decoding, dict):
+        raise DataError(f"{beside}: must be an object, found {type(decoding).__name__}")
+    return System(name, tuple(read_translations(path)), decoding)
+
+
+def _decoding_file(path: Path) -> Path:
+    return path.with_suffix(".decoding.json")
 
 
 def read_translations(path: Path) -> list[Translation]:
@@ -39,14 +72,26 @@ def read_translations(path: Path) -> list[Translation]:
     return rows
 
 
-def write_translations(path: Path, translations: Iterable[Translation]) -> None:
-    """Write what :func:`read_translations` reads; ``path`` appears whole or not at all."""
+def write_translations(path: Path, translations: Iterable[Translation], settings: DecodeConfig | None = None) -> None:
+    """Write what :func:`read_translations` reads; ``path`` appears whole or not at all.
+
+    ``settings``, where they are known, go into ``<name>.decoding.json`` beside it: before it, so that translations never lie
+    beside the settings of older ones.
+    """
+    path.unlink(missing_ok=True)
+    _decoding_file(path).unlink(missing_ok=True)
+    if settings is not None:
+        with atomic_write(_decoding_file(path)) as file:
+            file.write(json.dumps(decoding_of(settings), indent=2) + "\n")
     with atomic_write(path) as file:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in translations)
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file. Only a line feed ends a line: Unicode's other separators occur within translations.
+
+    A byte-order mark is no part of a line: one stands at the start of files that Windows writes, and within files that were
+    joined of several.
 
     Raises:
         DataError: no such file, it is empty, or it is not UTF-8.
@@ -59,7 +104,7 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     if not text:
         raise DataError(f"{path}: the file is empty")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return [line.removeprefix("\ufeff").removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def translations_of_lines(path: Path, utterances: Sequence[Utterance]) -> list[Translation]:
@@ -78,9 +123,13 @@ def translations_of_lines(path: Path, utterances: Sequence[Utterance]) -> list[T
 
 
 def utterances_of_references(path: Path, language: str) -> list[Utterance]:
-    """A test set that is known by its references alone, one a line: ids are line numbers, and there is no audio."""
+    """A test set that is known by its references alone, one a line: ids are line numbers, and there is no audio.
+
+    ``language`` is the source language, or a pair such as ``que-spa``.
+    """
+    source, _, target = language.partition("-")
     return [
-        Utterance(id=str(number), audio="", source_lang=language, target_lang="und", target_text=line)
+        Utterance(id=str(number), audio="", source_lang=source, target_lang=target or "und", target_text=line)
         for number, line in enumerate(read_lines(path), start=1)
     ]
 
@@ -95,29 +144,35 @@ def aligned(systems: Sequence[System]) -> list[System]:
     if len(set(names)) < len(names):
         raise DataError(f"two systems have the same name ({', '.join(names)}); write NAME=... before one of them")
     first = systems[0]
-    reference = {row.id: (row.source_lang, row.reference) for row in first.translations}
+    reference = {row.id: (row.source_lang, row.target_lang, row.reference) for row in first.translations}
     for system in systems[1:]:
         _check_ids(first.name, set(reference), system)
-        odd = [row.id for row in system.translations if (row.source_lang, row.reference) != reference[row.id]]
+        odd = [row.id for row in system.translations if (row.source_lang, row.target_lang, row.reference) != reference[row.id]]
         if odd:
             raise DataError(
                 f"{first.name} and {system.name} have different languages or references for {len(odd)} utterances, such as "
                 f"{odd[0]}; --manifest gives all systems those of one test set"
             )
     place = {row.id: index for index, row in enumerate(first.translations)}
-    return [System(each.name, tuple(sorted(each.translations, key=lambda row: place[row.id]))) for each in systems]
+    return [replace(each, translations=tuple(sorted(each.translations, key=lambda row: place[row.id]))) for each in systems]
 
 
 def referenced(systems: Sequence[System]) -> tuple[list[System], dict[str, int]]:
-    """Aligned systems without the utterances that have no reference, and how many those are in each language.
+    """Aligned systems without the utterances that have no reference, and how many those are of each pair of languages.
 
     Raises:
         DataError: no utterance has one.
     """
-    missing = {row.id: row.source_lang for row in systems[0].translations if not is_reference(row.reference)}
+    rows = systems[0].translations
+    missing = {
+        rows[index].id: name
+        for name, pair in pairs_of(rows).items()
+        for index in pair.indices
+        if not has_text(rows[index].reference)
+    }
     if len(missing) == len(systems[0].translations):
         raise DataError("no utterance has a reference: there is nothing to score")
-    kept = [System(each.name, tuple(row for row in each.translations if row.id not in missing)) for each in systems]
+    kept = [replace(each, translations=tuple(row for row in each.translations if row.id not in missing)) for each in systems]
     return kept, dict(Counter(missing.values()))
 
 
@@ -130,9 +185,38 @@ def with_references(translations: Iterable[Translation], utterances: Sequence[Ut
     by_id = {row.id: row for row in translations}
     _check_ids("the manifest", {each.id for each in utterances}, System(name, tuple(by_id.values())))
     return [
-        Translation(each.id, each.source_lang, each.target_lang, by_id[each.id].hypothesis, each.target_text)
+        replace(by_id[each.id], source_lang=each.source_lang, target_lang=each.target_lang, reference=each.target_text)
         for each in utterances
     ]
+
+
+def translation_notes(translations: Sequence[Translation]) -> list[str]:
+    """What has to be told of translations beside their scores, a line each, by pair of languages."""
+    lines = []
+    for name, pair in pairs_of(translations).items():
+        rows = [translations[index] for index in pair.indices]
+        counts = {
+            "utterances could not be translated (no usable audio); their lines are empty": sum(not row.pieces for row in rows),
+            "translations were cut at decode.max_new_tokens": sum(row.cut for row in rows),
+            "utterances are longer than decode.max_seconds and were translated in pieces": sum(row.pieces > 1 for row in rows),
+        }
+        lines += [f"{name}: {count} of {len(rows)} {what}" for what, count in counts.items() if count]
+    return lines
+
+
+def decoding_notes(systems: Sequence[System], settings: DecodeConfig) -> list[str]:
+    """Lines that tell where systems were decoded with other settings than are asked for now, and so than each other."""
+    wanted, known = decoding_of(settings), [system for system in systems if system.decoding is not None]
+    if not known:
+        return []
+    lines = []
+    for system in known:
+        found = {name: (system.decoding or {}).get(name, "unknown") for name in DECODING}
+        other = [f"decode.{name} {found[name]} instead of {wanted[name]}" for name in DECODING if found[name] != wanted[name]]
+        lines += [f"{system.name} was decoded with other settings: {', '.join(other)}"] if other else []
+    unknown = [system.name for system in systems if system.decoding is None]
+    lines += [f"with which settings these were decoded is not known: {', '.join(unknown)}"] if unknown else []
+    return lines
 
 
 def _check_ids(name: str, expected: set[str], system: System) -> None:
@@ -153,7 +237,15 @@ def _translation(place: str, line: str) -> Translation:
         raise DataError(f"{place}: must be an object, found {type(row).__name__}")
     wrong = [key for key in TEXTS if not isinstance(row.get(key), str)]
     wrong += ["reference"] if not isinstance(row.get("reference"), str | None) else []
+    numbers = {"pieces": int, "cut": bool}
+    odd = [
+        f"{key} must be of type {kind.__name__}, found {row[key]!r}"
+        for key, kind in numbers.items()
+        if key in row and type(row[key]) is not kind
+    ]
+    if odd and not wrong:
+        raise DataError(f"{place}: {odd[0]}")
     if wrong:
         raise DataError(f"{place}: {wrong[0]} must be a string, found {row.get(wrong[0])!r}")
-    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Translation)}
-    return Translation(**values)
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Translation) if field.name in row}
+    return Translation(**{"reference": None} | values)

@@ -104,6 +104,7 @@ def notes(evaluation: ArmsEvaluation) -> tuple[str, ...]:
         f"p (utterances): approximate randomisation of the test set, {tests['trials']} trials, these seeds given. p (seeds): "
         "paired t-test over seeds. Neither is corrected for the number of tests.",
         *(f"{lang}: {count} utterances are not scored for want of references." for lang, count in evaluation.unscored.items()),
+        *(f"{note}." for note in evaluation.notes),
         *(f"{metric}: {signature}" for metric, signature in evaluation.signatures.items()),
     )
 

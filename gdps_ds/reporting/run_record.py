@@ -17,7 +17,7 @@ from gdps_ds.config_file import read_sections
 from gdps_ds.data.manifest import Utterance
 from gdps_ds.data.table import UtteranceTable
 from gdps_ds.evaluation.comparison import Evaluation, compare
-from gdps_ds.evaluation.systems import System, aligned, read_translations, referenced
+from gdps_ds.evaluation.systems import System, aligned, read_system, referenced
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.run_metrics import METRICS_FILE, Line, read_metrics
 
@@ -64,7 +64,7 @@ class RunDir:
     def systems(self) -> list[System]:
         """Arms that have been translated, aligned."""
         paths = {arm: self.folder / "hypotheses" / f"{arm}.jsonl" for arm in self.arms}
-        found = [System(arm, tuple(read_translations(path))) for arm, path in paths.items() if path.is_file()]
+        found = [read_system(arm, path) for arm, path in paths.items() if path.is_file()]
         return aligned(found) if found else []
 
     @property
@@ -83,6 +83,12 @@ class RunDir:
         # All pairs of seventeen arms take minutes.
         against = [system.name for system in systems if system.name in REFERENCES]
         return compare(systems, settings, groups, unscored, against=against or None)
+
+    @property
+    def data_notes(self) -> list[str]:
+        """What evaluations during training leave out or do otherwise, as the run has found at its start."""
+        path = self.folder / "data" / "notes.txt"
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
     @cached_property
     def test_set(self) -> Mapping[str, Utterance]:

@@ -125,6 +125,7 @@ def scores(run: RunDir) -> list[Section]:
     text.append(f"Utterances scored: {counted}.")
     text += [f"Not scored for want of references: {lang} {count}." for lang, count in evaluation.unscored.items()]
     text += [f"{name}: {count} translations are empty." for name, count in evaluation.empty.items() if count]
+    text += [f"{note}." for note in (*run.data_notes, *evaluation.notes)]
     signatures = "\n".join(f"{metric}: {signature}" for metric, signature in evaluation.signatures.items())
     pictured = Section("Scores", tuple(text), pictures=tuple(pictures))
     return [pictured, Section("", tables=tuple(tables)), Section("", summary=signatures)]

@@ -86,6 +86,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     parts += [
         f"{lang}: {count} utterances are not scored for want of references" for lang, count in evaluation.unscored.items()
     ]
+    parts += evaluation.notes
     if "COMET" not in evaluation.signatures:
         parts.append("COMET was not asked for (--comet)")
     return "\n\n".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import SeamlessM4TTokenizer
 
 from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
@@ -23,6 +24,9 @@ from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
+from gdps_ds.evaluation.decoding import oversized
+from gdps_ds.evaluation.metrics import check_tokenizers
+from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 from gdps_ds.model.families import load_config, load_tokenizer, target_ids, train_tokenizer
 
@@ -31,6 +35,11 @@ DECODER_START, PAD = 3, 0
 """SeamlessM4T's ``decoder_start_token_id`` and ``pad_token_id``, the same in every checkpoint of the family."""
 TOKENISED_TOGETHER = 1024
 WITHOUT_TEXT = "only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references"
+FRAME_OF_LABELS = 2
+"""A language token and ``</s>``: what labels hold beside a text."""
+EMPTY_TARGET = "with a target that the tokenizer makes nothing of"
+NOTES = "notes.txt"
+"""Beside the data: lines on what evaluations leave out."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,83 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
             features = _features(config, comm, utterances[role], folder / f"{role}.features")
             # Test sets are decoded without looking at references, which need not be there.
             targets = None if role == "test" else _targets(config, comm, tokenizer, utterances[role], folder / f"{role}.arrow")
-        datasets[role] = SpeechDataset(utterances[role], features, targets, languages=data.languages, folds=config.mine.folds)
+        rows = spoken_targets(data, utterances[role], targets) if role == "train" and targets is not None else None
+        datasets[role] = SpeechDataset(
+            utterances[role], features, targets, languages=data.languages, folds=config.mine.folds, rows=rows
+        )
+    comm.from_main(lambda: _take_note(config, datasets, folder / NOTES))
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
+
+
+def spoken_targets(data: DataConfig, utterances: UtteranceTable, targets: LabelTable) -> NDArray[np.int64] | None:
+    """The utterances (M,) of a training set whose targets are more than a language token; None for all.
+
+    Raises:
+        DataError: a language has none.
+    """
+    spoken = targets.lengths() > FRAME_OF_LABELS
+    left = np.bincount(utterances.language_ids(data.languages)[spoken], minlength=len(data.languages))
+    if not left.all():
+        names = ", ".join(language for language, count in zip(data.languages, left, strict=True) if count == 0)
+        raise DataError(f"the tokenizer makes nothing of any target of {names} in the training set")
+    return None if spoken.all() else np.flatnonzero(spoken)
+
+
+def left_out_of_loss(dev: SpeechDataset, data: DataConfig) -> dict[str, NDArray[np.bool_]]:
+    """Reason -> (N,) which utterances of a dev set have no loss: it is of whole utterances, none longer than a micro-batch."""
+    assert isinstance(dev.targets, LabelTable)
+    return {
+        "no audio of a frame": dev.lengths == 0,
+        "longer than data.max_frames": dev.lengths > data.max_frames,
+        EMPTY_TARGET: dev.targets.lengths() <= FRAME_OF_LABELS,
+    }
+
+
+def with_loss(dev: SpeechDataset, data: DataConfig) -> NDArray[np.int64]:
+    """The utterances that the dev loss is of, see :func:`left_out_of_loss`."""
+    return np.flatnonzero(~np.logical_or.reduce(list(left_out_of_loss(dev, data).values())))
+
+
+def _take_note(config: Config, datasets: Mapping[str, SpeechDataset], path: Path) -> None:
+    """Write and print what evaluations leave out or do otherwise, before anything is trained.
+
+    Raises:
+        DataError: a language has no dev utterance with a loss, or a tokenizer of the scores is not installed.
+    """
+    data, decode, dev, test = config.data, config.decode, datasets["dev"], datasets["test"]
+    check_tokenizers(sorted({*dev.utterances.target_languages(), *test.utterances.target_languages()}), decode)
+    reasons, lines = left_out_of_loss(dev, data), _empty_targets(datasets["train"], data.languages)
+    usable = np.bincount(dev.language_ids[with_loss(dev, data)], minlength=len(data.languages))
+    for index, language in enumerate(data.languages):
+        counts = {reason: int((found & (dev.language_ids == index)).sum()) for reason, found in reasons.items()}
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        if not usable[index]:
+            raise DataError(
+                f"data.max_frames is {data.max_frames}: no utterance of {language} is left for the dev loss ({listed})"
+            )
+        lines += [f"{language}: the dev loss leaves out {listed}"] if listed else []
+    by_bleu = [oversized(dev, decode)] if config.train.select.by == "bleu" else []
+    lines += dict.fromkeys(line for line in (*by_bleu, oversized(test, decode)) if line)
+    lines += [line for line in _lost(test.utterances, decode.normaliser) if line]
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
+    for line in lines:
+        print(line, flush=True)
+
+
+def _empty_targets(train: SpeechDataset, languages: Sequence[str]) -> list[str]:
+    if train.rows is None:
+        return []
+    left_out = np.bincount(np.delete(train.language_ids, train.rows), minlength=len(languages)).tolist()
+    return [f"{name}: {count} {EMPTY_TARGET}, not trained on" for name, count in zip(languages, left_out, strict=True) if count]
+
+
+def _lost(utterances: UtteranceTable, normaliser: str) -> Iterator[str]:
+    """What the scores' normaliser takes from the references, by target language."""
+    texts: dict[str, list[str]] = {}
+    for each in utterances:
+        texts.setdefault(each.target_lang, []).append(each.target_text or "")
+    yield from (loss_of(found, normaliser, language) for language, found in sorted(texts.items()))
 
 
 def check_inputs(config: Config, folder: Path) -> None:
@@ -133,6 +217,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
         workers=data.workers,
         progress=progress,
         require_text=role != "test",
+        training=role == "train",
     )
     with atomic_path(path) as partial_path:
         write_utterances(partial_path, kept, key)
@@ -154,8 +239,8 @@ def _read_corpus(corpus: CorpusConfig, role: str) -> Iterator[Utterance]:
 
 
 def _key(data: DataConfig, role: str) -> str:
-    """What the prepared utterances depend on."""
-    fields = {"languages", "corpora", "min_seconds", "max_seconds", "too_long"}
+    """What the prepared utterances depend on; limits of length are training's."""
+    fields = {"languages", "corpora"} | ({"min_seconds", "max_seconds", "too_long"} if role == "train" else set())
     return hashlib.sha256((role + data.model_dump_json(include=fields)).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gdps_ds.analysis.arms import GDPS, PCGRAD, UNIFORM
 from gdps_ds.config import Config, PhaseConfig
 from gdps_ds.data.collate import Batch
 from gdps_ds.data.sampling import Position
+from gdps_ds.data.text import has_text
 from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
@@ -28,7 +29,8 @@ from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import load_weights, restore
 from gdps_ds.distributed.settings import model_loading
 from gdps_ds.evaluation.decoding import Translation, translate
-from gdps_ds.evaluation.metrics import score_languages, signatures, unscored
+from gdps_ds.evaluation.metrics import pairs_of, score_pairs, signatures, unscored
+from gdps_ds.evaluation.systems import translation_notes, write_translations
 from gdps_ds.files import atomic_write
 from gdps_ds.model.families import find_sites, hidden_widths, load_model
 from gdps_ds.model.surgery import keeps_function
@@ -36,6 +38,7 @@ from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.run_metrics import UNIFIED
 from gdps_ds.reporting.score_tables import comparison_table
 from gdps_ds.training.checkpoint import Checkpoint, Progress
+from gdps_ds.training.inputs import with_loss
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
 from gdps_ds.training.planning import check_planning, decide, given_plan, mine_again, mining_window
@@ -174,21 +177,17 @@ class Run:
         trainer.tracker.log(f"scores-{arm}", 0, **scores)
 
     def _score(self, arm: str, translations: list[Translation], parameters: int) -> dict[str, Any]:
-        languages = self.config.data.languages
-        normaliser = self.config.decode.normaliser
-        by_language = {lang: [row for row in translations if row.source_lang == lang] for lang in languages}
-        references = {lang: [row.reference for row in rows] for lang, rows in by_language.items()}
-        scores = score_languages(
-            {lang: [row.hypothesis for row in rows] for lang, rows in by_language.items()},
-            references,
-            normaliser,
-        )
-        if note := unscored(references):
-            self._say(note)
-        with atomic_write(self.dir / "hypotheses" / f"{arm}.jsonl") as file:
-            file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in translations)
+        settings = self.config.decode
+        scores = score_pairs(translations, settings)
+        notes = [*filter(None, [unscored(translations)]), *translation_notes(translations)]
+        for note in notes:
+            self._say(f"{arm}: {note}")
+        write_translations(self.dir / "hypotheses" / f"{arm}.jsonl", translations, settings)
+        scored = [row for row in translations if has_text(row.reference)]
+        used = signatures({name: pair.target for name, pair in pairs_of(scored or translations).items()}, settings)
+        tree = {"scores": scores, "signatures": used, "parameters": parameters, "notes": notes}
         with atomic_write(self._scores_path(arm)) as file:
-            json.dump({"scores": scores, "signatures": signatures(normaliser), "parameters": parameters}, file, indent=2)
+            json.dump(tree, file, indent=2, ensure_ascii=False)
         return scores
 
     def _summarise(self) -> dict[str, Any]:
@@ -203,7 +202,8 @@ class Run:
                 "groups": plan.groups,
                 "sites": [site.name for site in plan.sites],
             }
-        text = comparison_table(summary["scores"], summary["signatures"])
+        notes = [f"{arm}: {note}" for arm, each in arms.items() for note in each.get("notes", [])]
+        text = "\n".join([comparison_table(summary["scores"], summary["signatures"]), *notes])
         if plan is not None:
             text = f"{plan.summary()}\n\n{text}"
         with atomic_write(self.dir / "summary.txt") as file:
@@ -251,8 +251,9 @@ class Run:
     def _probe(self, engine: Engine) -> float:
         """Loss per token of the longest dev utterances in evaluation mode: the same batch on every rank and at every time."""
         dataset = self.trainer.inputs.dev
-        longest = dataset.lengths.argsort(kind="stable")[::-1]
-        fitting = min(self.config.data.max_utterances, self.config.data.max_frames // int(dataset.lengths.max()))
+        data, usable = self.config.data, with_loss(dataset, self.config.data)
+        longest = usable[dataset.lengths[usable].argsort(kind="stable")[::-1]]
+        fitting = min(data.max_utterances, data.max_frames // int(dataset.lengths[longest[0]]))
         batch = self.trainer.inputs.collate([dataset[int(index)] for index in longest[:fitting]])
         with engine.evaluating():
             losses = utterance_losses(engine.forward(batch), batch, 0.0)

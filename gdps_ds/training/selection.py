@@ -11,9 +11,9 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.watchdog import Watchdog
 from gdps_ds.evaluation.decoding import rank_share, translate
-from gdps_ds.evaluation.metrics import score_languages
+from gdps_ds.evaluation.metrics import score_pairs
 from gdps_ds.training.checkpoint import Best, Progress
-from gdps_ds.training.inputs import Inputs
+from gdps_ds.training.inputs import Inputs, with_loss
 from gdps_ds.training.language_losses import LanguageLosses
 from gdps_ds.training.loss import utterance_losses
 
@@ -39,10 +39,13 @@ class DevSet:
         return losses | {BLEU: self.bleu(engine)} if self.config.train.select.by == "bleu" else losses
 
     def losses(self, engine: Engine) -> dict[str, float]:
-        """Loss per target token without label smoothing, by language and over ``all``."""
+        """Loss per target token without label smoothing, by language and over ``all``, of the utterances that
+        :func:`gdps_ds.training.inputs.with_loss` names."""
         losses = LanguageLosses(self.config.data.languages, self.comm)
         data, dataset = self.config.data, self.inputs.dev
-        batches = length_batches(dataset.lengths, max_frames=data.max_frames, max_utterances=data.max_utterances)
+        usable = with_loss(dataset, data)
+        found = length_batches(dataset.lengths[usable], max_frames=data.max_frames, max_utterances=data.max_utterances)
+        batches = [usable[batch] for batch in found]
         with engine.evaluating():
             for indices, real in rank_share(batches, self.comm.rank, self.comm.world_size):
                 self.watchdog.beat("the dev loss")
@@ -53,17 +56,16 @@ class DevSet:
         return losses.reduce("the dev loss")["loss"]
 
     def bleu(self, engine: Engine) -> dict[str, float]:
-        """BLEU of translations with ``train.select.beams`` beams, by language; the same on every rank."""
+        """BLEU of translations with ``train.select.beams`` beams, by source language (of several targets, the mean over them);
+        the same on every rank."""
         settings = self.config.decode.model_copy(update={"beams": self.config.train.select.beams})
         inputs = self.inputs
         translations = translate(
             engine, inputs.dev, inputs.tokenizer, inputs.collate, settings, lambda batch: self.watchdog.beat("the dev BLEU")
         )
         rows = {name: [row for row in translations if row.source_lang == name] for name in self.config.data.languages}
-        hypotheses = {name: [row.hypothesis for row in found] for name, found in rows.items()}
-        references = {name: [row.reference for row in found] for name, found in rows.items()}
-        scores = score_languages(hypotheses, references, settings.normaliser, ["BLEU"])
-        return {name: scores[name]["BLEU"] for name in rows if name in scores}
+        scores = {name: score_pairs(found, settings, ["BLEU"]) for name, found in rows.items()}
+        return {name: found["mean"]["BLEU"] for name, found in scores.items() if found}
 
 
 def better_of(best: Best | None, update: int, values: Values, select: SelectConfig) -> Best:

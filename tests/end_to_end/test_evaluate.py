@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from gdps_ds.config import ModelConfig
 from gdps_ds.data.manifest import Utterance, read_manifest, write_manifest
@@ -53,7 +55,11 @@ def translated(corpus: Path, checkpoints: list[Path], tmp_path_factory: pytest.T
 
 
 def results(out: Path) -> tuple[list[list[Translation]], Any]:
-    return [read_translations(path) for path in sorted((out / "hypotheses").iterdir())], results_of(out)
+    return [read_translations(path) for path in files_of(out)], results_of(out)
+
+
+def files_of(out: Path) -> list[Path]:
+    return sorted((out / "hypotheses").glob("*.jsonl"))
 
 
 def results_of(out: Path) -> Any:
@@ -93,9 +99,56 @@ def test_an_utterance_alone_gives_the_same_and_durations_may_be_left_out(
 
 
 def test_the_translations_are_scored_again_as_files(translated: Path, tmp_path: Path) -> None:
-    files = [str(path) for path in sorted((translated / "hypotheses").iterdir())]
+    files = [str(path) for path in files_of(translated)]
     assert main([*files, "--out", str(tmp_path), *FEW]) == 0
     assert results_of(tmp_path) == results_of(translated)
+
+
+def test_other_settings_than_translations_were_made_with_are_told(
+    translated: Path, corpus: Path, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    """One system from a file that two beams made, the other translated now with three."""
+    file, out = files_of(translated)[0], tmp_path / "out"
+    arguments = [f"old={file}", f"new={checkpoints[0]}", "--manifest", str(corpus / "test.jsonl"), "--out", str(out), *FEW]
+    assert main([*arguments, "decode.beams=3"]) == 0
+    told = [note for note in results_of(out)["notes"] if "settings" in note]
+    assert told == ["old was decoded with other settings: decode.beams 2 instead of 3"]
+    assert told[0] in (out / "scores.txt").read_text()
+    assert json.loads((out / "hypotheses" / "new.decoding.json").read_text())["beams"] == 3
+
+
+def test_every_utterance_has_its_line(
+    utterances: list[Utterance], checkpoints: list[Path], translated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest as it comes: no durations, audio that is missing or cannot be read, and 2.5 times the longest piece."""
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, 40_000)
+    soundfile.write(tmp_path / "long.wav", samples, 16_000)
+    rows = [replace(each, duration=None) for each in utterances[:2]]
+    strange = {"broken": "broken.wav", "missing": "none.wav", "long": "long.wav"}
+    rows[1:1] = [replace(rows[0], id=name, audio=str(tmp_path / file)) for name, file in strange.items()]
+    write_manifest(tmp_path / "test.jsonl", rows)
+    arguments = [str(checkpoints[0]), "--manifest", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "out"), *FEW]
+    assert main([*arguments, "decode.max_seconds=1"]) == 0
+    found = read_translations(tmp_path / "out" / "hypotheses" / "tiny-1.jsonl")
+    assert [row.id for row in found] == [row.id for row in rows]
+    pieces = {row.id: row.pieces for row in found}
+    assert (pieces["broken"], pieces["missing"], pieces["long"]) == (0, 0, 3)
+    assert [row.id for row in found if not row.hypothesis] == ["broken", "missing"]
+    language = utterances[0].source_lang
+    note = f"tiny-1: {language}: 2 of 5 utterances could not be translated (no usable audio); their lines are empty"
+    assert note in (tmp_path / "out" / "scores.txt").read_text()
+    assert "1  missing file, so their translations will be empty: missing" in capsys.readouterr().out
+
+
+def test_files_with_byte_order_marks_score_as_without(tmp_path: Path) -> None:
+    (tmp_path / "ref").write_text("the cat sat on the mat\n", encoding="utf-8-sig")
+    (tmp_path / "marked").write_text("the cat sat on the mat\n", encoding="utf-8-sig")
+    (tmp_path / "plain").write_text("the cat sat on the mat\n")
+    arguments = [str(tmp_path / name) for name in ("marked", "plain")]
+    assert main([*arguments, "--references", str(tmp_path / "ref"), "--out", str(tmp_path / "out"), *FEW]) == 0
+    scores = results_of(tmp_path / "out")["scores"]
+    assert [scores[name]["und"]["BLEU"]["score"] for name in ("marked", "plain")] == [pytest.approx(100)] * 2
 
 
 def test_plain_lines_and_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +171,7 @@ def comet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_comet_reads_source_text_nothing_or_transcripts(
     translated: Path, corpus: Path, utterances: list[Utterance], comet: Path, tmp_path: Path
 ) -> None:
-    files = [str(path) for path in sorted((translated / "hypotheses").iterdir())]
+    files = [str(path) for path in files_of(translated)]
     (tmp_path / "asr.txt").write_text("".join(f"{utterance.source_text}\n" for utterance in utterances), encoding="utf-8")
     found = {}
     for source in ("text", "empty", "transcript"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -167,3 +168,21 @@ def test_report_of_what_is_no_run_or_cannot_be_written(run_dir: Path, tmp_path: 
     assert f"{tmp_path} is no run directory: it has no config.yaml" in said(report.main, tmp_path)
     (run_dir / "report").touch()
     assert "[Errno 17] File exists" in said(report.main, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--references", "a.txt", "b.txt"], "--references takes one file, .*; found a.txt, b.txt"),
+        (["--references", "a.txt", "--references", "b.txt"], "--references takes one file, .*; found a.txt, b.txt"),
+        (["--references", "a.txt", "--manifest", "m.jsonl"], "not allowed with argument --references"),
+        (["--manifest", "m.jsonl", "--manifest", "n.jsonl"], "--manifest is given twice: m.jsonl, n.jsonl"),
+        (["--references", "a.txt", "--out", "x", "--out", "y"], "--out is given twice: x, y"),
+    ],
+)
+def test_evaluate_forgets_no_option(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse takes the last of two, and what follows the first for a system."""
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(["ours.txt", *options])
+    assert caught.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -175,3 +175,10 @@ def test_the_writer_refuses_what_the_reader_would_and_keeps_the_old_file(tmp_pat
     with pytest.raises(ManifestError, match="its id is on line 1 already"):
         write_manifest(path, [good, good])
     assert read_manifest(path) == [good]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    """Windows writes one first; a manifest that was joined of two has another within."""
+    lines = [mark + json.dumps(GOOD | {"id": name}) for name, mark in {"a": "\ufeff", "b": "", "c": "\ufeff"}.items()]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [row.id for row in read_manifest(tmp_path / "m.jsonl")] == ["a", "b", "c"]

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,7 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
         "unreferenced": 0,
         "lengths": {"1": 1},
         "skipped": {},
+        "untranslatable": {},
         "examples": {},
         "sample_rates": {"44100": 1},
         "channels": {"2": 1},
@@ -360,3 +361,48 @@ def test_the_launcher_prepares_a_real_corpus_from_the_command_line(tmp_path: Pat
     utterances = read_manifest(tmp_path / "dev.jsonl")
     assert len(utterances) == 33
     assert all(utterance.duration and utterance.duration > 0.5 for utterance in utterances)
+
+
+def test_sets_that_are_translated_keep_every_utterance_in_order(corpus: list[Utterance]) -> None:
+    """Limits of length are training's; what has no usable audio stays in its place, with a duration of less than a frame."""
+    kept, report = prepare(corpus, languages=LANGUAGES, require_text=False, training=False, **LIMITS)
+    wanted = [utterance for utterance in corpus[:-1] if utterance.source_lang != "que"]
+    assert [utterance.id for utterance in kept] == [utterance.id for utterance in wanted]
+    durations = {utterance.id: utterance.duration for utterance in kept}
+    assert {durations[name] for name in ("missing", "broken", "pointer", "zero", "beyond")} == {0.0}
+    assert (durations["long"], durations["talk"], durations["short"]) == (2.1, 8.0, 0.05)
+    assert dict(report.of("bem").untranslatable) == {
+        audio.MISSING: 1, audio.UNREADABLE: 1, audio.ZERO_LENGTH: 1, audio.BEYOND_END: 1
+    }  # fmt: skip
+    assert dict(report.of("gle").untranslatable) == {audio.GIT_LFS: 1}
+    assert dict(report.of("bem").skipped) == {preparation.DUPLICATE: 1}
+    assert "1  missing file, so their translations will be empty: missing" in report.summary({})
+    with pytest.raises(DataError, match=r"gle: 1 read, 1 Git-LFS pointer"):
+        report.require(["gle"])
+    again, report = prepare(
+        [Measured(**asdict(row)) for row in kept], languages=None, training=False, require_text=False, **LIMITS
+    )
+    assert again == kept
+    assert report.of("bem").untranslatable.total() == 4
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\u200d \u00ad", "\u3164"])
+def test_a_target_that_cannot_be_seen_is_no_text(corpus: list[Utterance], blank: str) -> None:
+    rows = [corpus[0], replace(corpus[0], id="blank", target_text=blank)]
+    kept, report = prepare(rows, languages=["bem"], **LIMITS)
+    assert (len(kept), dict(report.of("bem").skipped)) == (1, {preparation.NO_TEXT: 1})
+    _, report = prepare(rows, languages=["bem"], training=False, require_text=False, **LIMITS)
+    assert report.of("bem").unreferenced == 1
+
+
+def test_prepare_keeps_splits_whole_that_are_not_for_training(main: Callable[[list[str]], int], tmp_path: Path) -> None:
+    short, long = (speech(tmp_path / f"{seconds}.wav", seconds) for seconds in (1, 3))
+    durations = {}
+    for split in ("train", "test"):
+        files = {"short": short, "long": long, "none": str(tmp_path / "none.wav")}
+        rows = [Utterance(name, path, "bem", "eng", "x") for name, path in files.items()]
+        write_manifest(tmp_path / "raw" / f"{split}.jsonl", rows)
+        options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", split, "--out", str(tmp_path / "out")]
+        assert main([*options, "--max-seconds", "2"]) == 0
+        durations[split] = {row.id: row.duration for row in read_manifest(tmp_path / "out" / f"{split}.jsonl")}
+    assert durations == {"train": {"short": 1.0}, "test": {"short": 1.0, "long": 3.0, "none": 0.0}}

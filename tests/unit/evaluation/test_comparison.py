@@ -7,8 +7,8 @@ import pytest
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.evaluation.comparison import Comparison, Evaluation, compare, rows_of
-from gdps_ds.evaluation.metrics import score
-from gdps_ds.evaluation.systems import System
+from gdps_ds.evaluation.metrics import Pair, score
+from gdps_ds.evaluation.systems import System, decoding_of
 from tests.unit.evaluation.texts import system
 
 SETTINGS = DecodeConfig(resamples=150, trials=150)
@@ -28,20 +28,21 @@ def of(evaluation: Evaluation, metric: str, row: str) -> Comparison:
 
 
 def test_rows_are_languages_groups_of_several_and_the_mean() -> None:
-    assert rows_of(["aeb", "bem", "est"], (("aeb",), ("bem", "est", "gle"))) == {
+    pairs = {name: Pair(name, "eng", ()) for name in ("aeb", "bem", "est")}
+    assert rows_of(pairs, (("aeb",), ("bem", "est", "gle"))) == {
         "aeb": ("aeb",),
         "bem": ("bem",),
         "est": ("est",),
         "bem+est": ("bem", "est"),
         "mean": ("aeb", "bem", "est"),
     }
-    assert list(rows_of(["aeb", "bem"], (("aeb", "bem"),))) == ["aeb", "bem", "mean"]
+    assert list(rows_of({name: pairs[name] for name in ("aeb", "bem")}, (("aeb", "bem"),))) == ["aeb", "bem", "mean"]
 
 
 def test_scores_are_corpus_scores_and_their_means(evaluation: Evaluation) -> None:
     scores = evaluation.scores["poor"]
     rows = [row for row in POOR.translations if row.source_lang == "est"]
-    expected = score([row.hypothesis for row in rows], [str(row.reference) for row in rows], "none")
+    expected = score([row.hypothesis for row in rows], [str(row.reference) for row in rows], SETTINGS)
     assert {metric: each.score for metric, each in scores["est"].items()} == expected
     for metric in expected:
         by_language = {lang: scores[lang][metric].score for lang in ("aeb", "bem", "est")}
@@ -103,3 +104,37 @@ def test_empty_translations_are_counted() -> None:
     spoken = system("mute", {"aeb": 0.0}, count=3)
     mute = System("mute", (replace(spoken.translations[0], hypothesis=" "), *spoken.translations[1:]))
     assert compare([mute], SETTINGS).empty == {"mute": 1}
+
+
+def test_several_targets_of_a_language_are_rows_of_their_own_and_groups_go_by_the_source() -> None:
+    spanish = tuple(replace(row, id=f"s{row.id}", target_lang="spa") for row in POOR.translations if row.source_lang == "est")
+    both = System("both", (*POOR.translations, *spanish))
+    found = compare([both], SETTINGS, (("aeb", "est"), ("bem",)))
+    assert list(found.scores["both"]) == ["aeb", "bem", "est-eng", "est-spa", "aeb+est", "mean"]
+    assert found.utterances["est-spa"] == len(spanish)
+    points = {row: each["TER"].score for row, each in found.scores["both"].items()}
+    assert points["est-spa"] == points["est-eng"] == compare([POOR], SETTINGS).scores["poor"]["est"]["TER"].score
+    assert points["aeb+est"] == pytest.approx((points["aeb"] + 2 * points["est-eng"]) / 3)
+    assert points["mean"] == pytest.approx((points["aeb"] + points["bem"] + 2 * points["est-eng"]) / 4)
+
+
+def test_what_was_cut_or_could_not_be_translated_is_told_by_language() -> None:
+    first, second, *rest = system("ours", {"aeb": 0.1, "bem": 0.1}, count=5).translations
+    rows = (replace(first, pieces=0, hypothesis=""), replace(second, cut=True, pieces=2), *rest)
+    assert compare([System("ours", rows)], SETTINGS).notes == (
+        "ours: aeb: 1 of 5 utterances could not be translated (no usable audio); their lines are empty",
+        "ours: aeb: 1 of 5 translations were cut at decode.max_new_tokens",
+        "ours: aeb: 1 of 5 utterances are longer than decode.max_seconds and were translated in pieces",
+    )
+
+
+def test_systems_that_were_decoded_otherwise_are_told_apart() -> None:
+    narrow, wide = (decoding_of(SETTINGS.model_copy(update={"beams": beams})) for beams in (2, SETTINGS.beams))
+    systems = [replace(GOOD, decoding=narrow), replace(POOR, decoding=wide)]
+    assert compare(systems, SETTINGS).notes == (
+        f"good was decoded with other settings: decode.beams 2 instead of {SETTINGS.beams}",
+    )
+    assert compare([replace(GOOD, decoding=wide), replace(POOR, decoding=wide)], SETTINGS).notes == ()
+    assert compare([replace(GOOD, decoding=wide), POOR], SETTINGS).notes == (
+        "with which settings these were decoded is not known: poor",
+    )

@@ -5,6 +5,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
+from gdps_ds.config import DecodeConfig
 from gdps_ds.evaluation.metrics import mean_statistics, statistics
 from gdps_ds.evaluation.significance import (
     bootstrap,
@@ -24,7 +25,7 @@ SEED = 12345
 
 @pytest.fixture(scope="module")
 def systems() -> tuple[dict, dict]:
-    return statistics(WORSE, REFERENCES, "none"), statistics(BETTER, REFERENCES, "none")
+    return statistics(WORSE, REFERENCES, DecodeConfig()), statistics(BETTER, REFERENCES, DecodeConfig())
 
 
 def paired_test(kind: str, draws: int) -> dict:
@@ -62,8 +63,8 @@ def test_a_system_does_not_differ_from_itself(systems: tuple[dict, dict]) -> Non
 
 
 def test_a_clearly_better_system_is_told_apart() -> None:
-    best = statistics(corrupted(REFERENCES, 0.05, seed=3), REFERENCES, "none")["BLEU"]
-    worst = statistics(corrupted(REFERENCES, 0.5, seed=4), REFERENCES, "none")["BLEU"]
+    best = statistics(corrupted(REFERENCES, 0.05, seed=3), REFERENCES, DecodeConfig())["BLEU"]
+    worst = statistics(corrupted(REFERENCES, 0.5, seed=4), REFERENCES, DecodeConfig())["BLEU"]
     gain = best.score - worst.score
     drawn = bootstrap(best, 200, np.random.default_rng(0)) - bootstrap(worst, 200, np.random.default_rng(0))
     assert bootstrap_p(drawn, gain) == 1 / 201

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from gdps_ds.config import DecodeConfig
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.evaluation.decoding import Translation
 from gdps_ds.evaluation.systems import (
     System,
     aligned,
     read_lines,
+    read_system,
     read_translations,
     referenced,
     translations_of_lines,
@@ -117,3 +119,34 @@ def test_utterances_without_references_are_left_out_and_told() -> None:
 def test_a_test_set_without_any_reference_cannot_be_scored() -> None:
     with pytest.raises(DataError, match="no utterance has a reference"):
         referenced([System("a", tuple(replace(row, reference=None) for row in ROWS))])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path: Path) -> None:
+    """At the start of a file, and in the middle of one that was joined of two."""
+    (tmp_path / "h.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n\xef\xbb\xbfthree\n")
+    assert read_lines(tmp_path / "h.txt") == ["one", "two", "three"]
+    (tmp_path / "h.jsonl").write_text(f"{json.dumps(vars(ROWS[0]))}\n", encoding="utf-8-sig")
+    assert read_translations(tmp_path / "h.jsonl") == ROWS[:1]
+    (tmp_path / "wide.txt").write_text("one\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"wide.txt: not UTF-8"):
+        read_lines(tmp_path / "wide.txt")
+
+
+def test_how_translations_were_made_is_kept_beside_them(tmp_path: Path) -> None:
+    path, settings = tmp_path / "h.jsonl", DecodeConfig(beams=3, max_seconds=12.5)
+    rows = [replace(ROWS[0], cut=True), replace(ROWS[1], pieces=0), replace(ROWS[2], pieces=3)]
+    write_translations(path, rows, settings)
+    found = read_system("ours", path)
+    assert found.translations == tuple(rows)
+    assert found.decoding == {
+        "beams": 3, "max_new_tokens": 128, "length_penalty": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+        "max_seconds": 12.5,
+    }  # fmt: skip
+    write_translations(path, rows)
+    assert read_system("ours", path).decoding is None, "not those of the translations before"
+
+
+def test_the_target_language_of_references_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("uno\n")
+    (row,) = utterances_of_references(tmp_path / "r.txt", "que-spa")
+    assert (row.source_lang, row.target_lang) == ("que", "spa")

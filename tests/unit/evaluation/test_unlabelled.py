@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import pytest
 
-from gdps_ds.evaluation.metrics import score, score_languages, unscored
+from gdps_ds.config import DecodeConfig
+from gdps_ds.evaluation.decoding import Translation
+from gdps_ds.evaluation.metrics import score, score_pairs, unscored
 
-HYPOTHESES = {"aeb": ["the cat sat on the rug", "zzz"], "bho": ["anything at all"], "est": ["a dog ran off"]}
-REFERENCES = {"aeb": ["the cat sat on the mat", None], "bho": [None], "est": [" "]}
+SETTINGS = DecodeConfig()
+ROWS = [
+    Translation("1", "aeb", "eng", "the cat sat on the rug", "the cat sat on the mat"),
+    Translation("2", "aeb", "eng", "zzz", None),
+    Translation("3", "bho", "hin", "anything at all", None),
+    Translation("4", "est", "eng", "a dog ran off", " "),
+]
 
 
 def test_only_utterances_with_references_are_scored() -> None:
-    found = score_languages(HYPOTHESES, REFERENCES, "none")
+    found = score_pairs(ROWS, SETTINGS)
     assert set(found) == {"aeb", "mean"}
-    assert found["aeb"] == found["mean"] == score(HYPOTHESES["aeb"][:1], ["the cat sat on the mat"], "none")
+    assert found["aeb"] == found["mean"] == score([ROWS[0].hypothesis], ["the cat sat on the mat"], SETTINGS)
 
 
 def test_what_is_not_scored_is_named_and_counted() -> None:
-    assert unscored(REFERENCES) == "translated, but not scored for want of references: aeb (1 of 2), bho (1 of 1), est (1 of 1)"
-    assert unscored({"aeb": ["a"], "est": ["b"]}) == ""
+    assert unscored(ROWS) == "translated, but not scored for want of references: aeb (1 of 2), bho (1 of 1), est (1 of 1)"
+    assert unscored(ROWS[:1]) == ""
 
 
 def test_without_any_reference_there_are_no_scores() -> None:
-    assert score_languages({"bho": ["x", "y"]}, {"bho": [None, ""]}, "none") == {}
+    assert score_pairs(ROWS[1:], SETTINGS) == {}
 
 
-def test_hypotheses_and_references_must_be_of_the_same_utterances() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        score_languages({"bho": ["x", "y"]}, {"bho": ["x"]}, "none")
+@pytest.mark.parametrize(
+    "blank", ["\u200b", "\ufeff", "\u200d\u200c", "\u00ad", "\u2060\u200e ", "\u3164", "\u2800", "\ufe0f", "\x00\t"]
+)
+def test_what_cannot_be_seen_is_no_reference(blank: str) -> None:
+    """Zero-width space, byte-order mark, joiners, soft hyphen, word joiner and direction, fillers, variation selector."""
+    rows = [ROWS[0], Translation("5", "aeb", "eng", "a dog", blank)]
+    assert unscored(rows) == "translated, but not scored for want of references: aeb (1 of 2)"
+    assert score_pairs(rows, SETTINGS) == score_pairs(rows[:1], SETTINGS)

@@ -18,9 +18,10 @@ from gdps_ds.config import DecodeConfig, PlanConfig
 from gdps_ds.config_file import read_sections
 from gdps_ds.data.manifest import DataError
 from gdps_ds.evaluation.comparison import compare
+from gdps_ds.evaluation.systems import read_translations, write_translations
 from gdps_ds.reporting.run_metrics import curves, durations, read_metrics
 from gdps_ds.reporting.run_record import RunDir
-from gdps_ds.reporting.run_report import finish_report, losses, make_parts, mean_similarity, similarities
+from gdps_ds.reporting.run_report import finish_report, losses, make_parts, mean_similarity, scores, similarities
 from gdps_ds.reporting.score_tables import write_tables
 from launchers.report import main
 from tests.launch import ROOT
@@ -113,6 +114,24 @@ def test_scores_of_the_evaluation_are_taken_over(run: Path) -> None:
     # One that lacks an arm is older than the run.
     write_tables(compare(others[1:], DecodeConfig(resamples=50, trials=100)), run / "evaluation")
     assert set(record.evaluation.scores) == {"gdps", "uniform"}  # type: ignore[union-attr]
+
+
+def test_what_could_not_be_translated_was_cut_or_is_left_out_is_shown(run: Path) -> None:
+    path = run / "hypotheses" / "gdps.jsonl"
+    first, second, *rest = read_translations(path)
+    rows = [dataclasses.replace(first, pieces=0, hypothesis=""), dataclasses.replace(second, cut=True), *rest]
+    settings = DecodeConfig(beams=2)
+    write_translations(path, rows, settings)
+    (run / "data" / "notes.txt").write_text("bem: the dev loss leaves out 3 longer than data.max_frames\n")
+    (section, *_) = scores(RunDir(run))
+    assert [line for line in section.text if "gdps: " in line or "left" in line or "leaves" in line or "settings" in line] == [
+        "gdps: 1 translations are empty.",
+        "bem: the dev loss leaves out 3 longer than data.max_frames.",
+        "gdps was decoded with other settings: decode.beams 2 instead of 5.",
+        "with which settings these were decoded is not known: uniform.",
+        "gdps: aeb: 1 of 5 utterances could not be translated (no usable audio); their lines are empty.",
+        "gdps: aeb: 1 of 5 translations were cut at decode.max_new_tokens.",
+    ]
 
 
 def test_a_run_that_has_just_begun_says_what_is_missing(run: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,8 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     bleu = tree["scores"]["good"]["mean"]["BLEU"]
     assert f"{bleu['score']:.2f}" in text and f"{bleu['score']:.2f}" in (tmp_path / "scores.tex").read_text()
     assert set(bleu) == {"score", "low", "high"}
+
+
+def test_notes_stand_below_the_scores() -> None:
+    note = "gdps: aeb: 2 of 100 translations were cut at decode.max_new_tokens"
+    assert f"\n\n{note}" in evaluation_text(replace(evaluation(), notes=(note,)))

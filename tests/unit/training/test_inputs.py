@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import SeamlessM4TTokenizer
 
 from gdps_ds.config import Config, ModelConfig, SpecAugmentConfig
 from gdps_ds.data.augmentation import Augmentation
@@ -18,7 +19,7 @@ from gdps_ds.data.manifest import DataError, Utterance, write_manifest
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.training import inputs
-from gdps_ds.training.inputs import label_ids, load_inputs
+from gdps_ds.training.inputs import label_ids, load_inputs, with_loss
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
 from tests.tiny import ALONE
@@ -84,7 +85,7 @@ def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monk
     assert list(again.train.utterances) == list(first.train.utterances)
     np.testing.assert_array_equal(again.train.features[5], first.train.features[5])
     shorter = load_inputs(with_data(config, max_seconds=0.6), ALONE)
-    assert len(times) == 3
+    assert [name.split(".")[1] for name in times] == ["train"], "limits of length are training's"
     assert len(shorter.train) == 9
     assert shorter.train[8].labels == first.train[8].labels
 
@@ -224,3 +225,61 @@ def test_a_dev_set_without_references_is_refused_with_what_to_do(config: Config)
         "  mdw: 2 read, 2 empty text",
         "  only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references",
     ]
+
+
+def test_dev_and_test_sets_are_whole_whatever_training_may_hear(config: Config, corpus: Path) -> None:
+    """With at most .5 s, training loses 7 of 14 utterances; dev and test lose none, and the dev loss those above the budget."""
+    (corpus / "test" / "1.wav").write_bytes(b"no audio")
+    limited = with_data(config, max_seconds=0.5, max_frames=16)
+    found = load_inputs(limited, ALONE)
+    assert (len(found.train), len(found.dev), len(found.test)) == (7, 4, 4)
+    assert [each.id for each in found.test.utterances] == [f"test-{number}" for number in range(4)]
+    assert found.test.lengths.tolist()[1] == 0
+    report = json.loads((Path(config.run.dir) / "data" / "test.report.json").read_text())
+    assert report["languages"]["mdw"]["untranslatable"] == {"unreadable": 1}
+    lengths = dict(zip([each.id for each in found.dev.utterances], found.dev.lengths.tolist(), strict=True))
+    assert lengths == {"dev-0": 9, "dev-1": 11, "dev-2": 14, "dev-3": 16}
+    assert with_loss(found.dev, limited.data).tolist() == [0, 1, 2, 3]
+    assert with_loss(found.dev, limited.data.model_copy(update={"max_frames": 12})).tolist() == [0, 1]
+
+
+def test_what_the_dev_loss_leaves_out_is_told_and_kept(
+    config: Config, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "dev" / "0.wav").write_bytes(b"no audio")
+    load_inputs(with_data(config, max_seconds=0.5, max_frames=15), ALONE)
+    notes = (Path(config.run.dir) / "data" / "notes.txt").read_text()
+    assert notes.splitlines() == [
+        "bem: the dev loss leaves out 1 no audio of a frame",
+        "mdw: the dev loss leaves out 1 longer than data.max_frames",
+    ]
+    assert notes in capsys.readouterr().out
+    with pytest.raises(RankZeroError, match=r"data\.max_frames is 10: no utterance of bem is left for the dev loss \(1"):
+        load_inputs(with_data(config, max_seconds=0.5, max_frames=10), ALONE)
+
+
+def test_a_decoding_budget_below_an_utterance_is_told_at_the_start(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    load_inputs(config.model_copy(update={"decode": config.decode.model_copy(update={"max_frames": 12})}), ALONE)
+    assert "decode.max_frames is 12, but 2 utterances" in capsys.readouterr().out
+
+
+def test_targets_that_the_tokenizer_makes_nothing_of_are_neither_trained_on_nor_in_the_dev_loss(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels of such a target are a language token and ``</s>``: a model learns to say nothing."""
+    original = inputs.label_ids
+
+    def some_empty(tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance]) -> list[list[int]]:
+        labels = original(tokenizer, utterances)
+        return [
+            [ids[0], ids[-1]] if each.id in ("train-2", "dev-1") else ids for ids, each in zip(labels, utterances, strict=True)
+        ]
+
+    monkeypatch.setattr(inputs, "label_ids", some_empty)
+    found = load_inputs(config, ALONE)
+    assert found.train.rows is not None and found.train.rows.tolist() == [row for row in range(14) if row != 2]
+    assert with_loss(found.dev, config.data).tolist() == [0, 2, 3]
+    assert "bem: 1 with a target that the tokenizer makes nothing of, not trained on" in capsys.readouterr().out
+    trainer = Trainer(config, ALONE, found, None, None, None)  # type: ignore[arg-type]
+    drawn = np.concatenate(list(trainer.micro_batches("train").epoch(0)))
+    assert sorted(drawn.tolist()) == found.train.rows.tolist()
