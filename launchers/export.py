@@ -20,12 +20,14 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import ForeignStateError
+from gdps_ds.evaluation.decoding import generation_options
 from gdps_ds.files import atomic_write, permit
 from gdps_ds.launching import fault
-from gdps_ds.model.export import TrainedModel, as_group, save_plain, save_whole
+from gdps_ds.model.export import ExportError, TrainedModel, as_group, save_plain, save_whole
 from gdps_ds.plan import PlanError
 from gdps_ds.reporting.run_metrics import UNIFIED
 from gdps_ds.training.checkpoint import CheckpointError
@@ -43,28 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault(parser.prog, f"{out} is not empty; choose another --out or remove it")
     try:
         trained = load_trained(options.run_dir, options.arm, options.checkpoint, options.average)
-        last, train = checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1], run_config(options.run_dir).train
-        updates = (train.unify if options.arm == UNIFIED else train.specialise).updates
+        last, config = checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1], run_config(options.run_dir)
+        updates = (config.train.unify if options.arm == UNIFIED else config.train.specialise).updates
         print(f"{options.arm} after update {last.progress.update} of {updates}")
         note = {"run": options.run_dir.name, "arm": options.arm, "checkpoint": last.folder.name, "average": options.average}
-        for folder, languages in export(trained, out, whole=options.whole):
+        for folder, languages in export(trained, out, config.decode, whole=options.whole):
             for path in filter(Path.is_file, folder.iterdir()):
                 permit(path)
             with atomic_write(folder / "export.json") as file:
                 json.dump(note | {"plan": trained.plan.digest, "languages": languages}, file, indent=2)
             print(f"{', '.join(languages)}: {folder}")
-    except (CheckpointError, ForeignStateError, DataError, ConfigError, PlanError, OSError) as error:
+    except (CheckpointError, ForeignStateError, DataError, ConfigError, ExportError, PlanError, ValueError, OSError) as error:
         return fault(parser.prog, error)
     return 0
 
 
-def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[Path, Sequence[str]]]:
-    """Write the checkpoints; gives each folder with its source languages."""
+def export(trained: TrainedModel, out: Path, decode: DecodeConfig, *, whole: bool) -> Iterator[tuple[Path, Sequence[str]]]:
+    """Write the checkpoints; gives each folder with its source languages. Plain ones translate as ``decode`` says."""
     if whole:
         save_whole(trained, out)
         yield out, trained.languages
     elif trained.plan.is_uniform:
-        save_plain(trained.module, trained.tokenizer, out)
+        save_plain(trained.module, trained.tokenizer, out, generation_options(decode))
         yield out, trained.languages
     elif trained.plan.width == "added":
         raise DataError("the plan adds neurons that no plain checkpoint has room for (plan.width: added); give --whole")
@@ -72,7 +74,7 @@ def export(trained: TrainedModel, out: Path, *, whole: bool) -> Iterator[tuple[P
         for index, group in enumerate(trained.plan.groups):
             folder = out / "-".join(group)
             with as_group(trained.module, trained.plan, index) as module:
-                save_plain(module, trained.tokenizer, folder)
+                save_plain(module, trained.tokenizer, folder, generation_options(decode))
             yield folder, group
 
 

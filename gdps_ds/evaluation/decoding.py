@@ -16,6 +16,7 @@ from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.manifest import DataError
 from gdps_ds.data.sampling import Indices, length_batches
 from gdps_ds.distributed.comm import Communicator
+from gdps_ds.model.tokens import language_code
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ def translate(
         RuntimeError: an utterance was not translated, or a score was not a number; nothing is ever scored as an empty line
             instead.
     """
+    try:
+        for language in dataset.utterances.target_languages():
+            language_code(tokenizer, language)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     batches = length_batches(dataset.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
     texts: dict[int, str] = {}
     with engine.evaluating():
@@ -87,24 +93,24 @@ def rank_share(batches: Sequence[Indices], rank: int, world_size: int) -> Iterat
 def _generate(engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, settings: DecodeConfig) -> list[str]:
     ids = engine.generate(
         batch,
-        decoder_input_ids=torch.tensor([_code(tokenizer, language) for language in batch.target_languages])[:, None],
-        num_beams=settings.beams,
-        max_new_tokens=settings.max_new_tokens,
-        length_penalty=settings.length_penalty,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        decoder_input_ids=torch.tensor([language_code(tokenizer, language) for language in batch.target_languages])[:, None],
         logits_processor=LogitsProcessorList([_RefuseNaN(batch.utterances)]),
-        do_sample=False,
+        **generation_options(settings),
     )
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def _code(tokenizer: SeamlessM4TTokenizer, language: str) -> int:
-    """The token that starts a translation into ``language``."""
-    code: int = tokenizer.convert_tokens_to_ids(f"__{language}__")
-    if code == tokenizer.unk_token_id:
-        raise DataError(f"the tokenizer has no target language '{language}' (token __{language}__)")
-    return code
+def generation_options(settings: DecodeConfig) -> dict[str, Any]:
+    """The settings as ``transformers``' generate takes them."""
+    # The library refuses to save a generation config with an option that a greedy search would not read.
+    beams = {"length_penalty": settings.length_penalty} if settings.beams > 1 else {}
+    return beams | {
+        "num_beams": settings.beams,
+        "max_new_tokens": settings.max_new_tokens,
+        "repetition_penalty": settings.repetition_penalty,
+        "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+        "do_sample": False,
+    }
 
 
 class _RefuseNaN(LogitsProcessor):
