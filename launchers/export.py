@@ -4,9 +4,14 @@
     python launchers/export.py runs/demo --arm uniform          # one for all languages
     python launchers/export.py runs/demo --average 5 --whole    # mean of the last five checkpoints; lanes kept, one folder
 
-A group's checkpoint needs none of this code (SeamlessM4TForSpeechToText.from_pretrained reads it), and computes what the split
-model computes for the group's languages. (One utterance at a time: in a padded batch, transformers lets the adaptor's
-convolutions read padded frames, which training here does not.) --whole keeps the lanes for launchers/evaluate.py.
+A group's checkpoint needs none of this code, and translates its languages as the run did, by the run's decode settings:
+
+    processor, model = AutoProcessor.from_pretrained(FOLDER), SeamlessM4TForSpeechToText.from_pretrained(FOLDER).eval()
+    ids = model.generate(**processor(audio=samples, sampling_rate=16_000, return_tensors="pt"), tgt_lang="eng")
+    print(processor.batch_decode(ids, skip_special_tokens=True))
+
+One utterance at a time: in a padded batch, transformers lets the adaptor's convolutions read padded frames, which training here
+does not. Each export is read again and compared before it stands. --whole keeps the lanes for launchers/evaluate.py.
 """
 
 from __future__ import annotations

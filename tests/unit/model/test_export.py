@@ -20,6 +20,7 @@ from gdps_ds.model.surgery import split_model
 from gdps_ds.model.tokens import load_tokenizer, train_tokenizer
 from gdps_ds.plan import SharingPlan
 from launchers.export import export
+from tests import plain
 from tests.tiny import ALONE, ARCHITECTURE, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
 
 PLANS = [("preserve", "neurons"), ("constant", "neurons"), ("preserve", "svd")]
@@ -86,12 +87,12 @@ def test_transformers_alone_reads_a_groups_checkpoint(tokenizer: SeamlessM4TToke
     assert model.router is not None
     with as_group(model.module, model.plan, 1) as dense:
         save_plain(dense, tokenizer, tmp_path)
-    plain = SeamlessM4TForSpeechToText.from_pretrained(tmp_path).eval()
-    assert not any(module._forward_pre_hooks for module in plain.modules())
+    loaded = SeamlessM4TForSpeechToText.from_pretrained(tmp_path).eval()
+    assert not any(module._forward_pre_hooks for module in loaded.modules())
     languages = random_batch(0).languages
     for row in (1, 2):  # bem and est
         model.router.assign(languages[row : row + 1], "cpu")
-        torch.testing.assert_close(logits(plain, 0, row), logits(model.module, 0, row), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(loaded, 0, row), logits(model.module, 0, row), atol=1e-5, rtol=1e-5)
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert processor.feature_extractor.sampling_rate == 16_000
     assert processor.tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -115,17 +116,6 @@ def lively(model: SeamlessM4TForSpeechToText) -> SeamlessM4TForSpeechToText:
     for parameter in model.text_decoder.layers.parameters():
         parameter.data *= 6.0 if parameter.dim() == 2 else 1.0
     return model.eval()
-
-
-def by_transformers(folder: Path, utterances: list[Utterance]) -> list[str]:
-    """What a user gets who has the folder and transformers, and has heard of no option."""
-    model, processor = SeamlessM4TForSpeechToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    texts = []
-    for each in utterances:
-        samples, rate = soundfile.read(each.audio, dtype="float32")
-        inputs = processor(audio=samples, sampling_rate=rate, return_tensors="pt")
-        texts += processor.batch_decode(model.generate(**inputs, tgt_lang=each.target_lang), skip_special_tokens=True)
-    return texts
 
 
 def launcher_model(tokenizer: SeamlessM4TTokenizer, **config: object) -> SeamlessM4TForSpeechToText:
@@ -166,19 +156,19 @@ def test_an_export_translates_in_transformers_as_the_run_does(
     run = translate_with(model, speech, ALONE, decode)
     assert len({row.hypothesis for row in run}) > 4
     for folder, languages in export(model, tmp_path / "out", decode, whole=False):
-        ours = [row.hypothesis for row in run if row.source_lang in languages]
-        assert by_transformers(folder, [each for each in speech if each.source_lang in languages]) == ours
+        ours = {row.id: row.hypothesis for row in run if row.source_lang in languages}
+        assert plain.translated(folder, [each for each in speech if each.id in ours]) == ours
 
 
 def test_every_tensor_of_an_untied_export_is_the_models(two_targets: SeamlessM4TTokenizer, tmp_path: Path) -> None:
     module = launcher_model(two_targets, tie_word_embeddings=False)
     save_plain(module, two_targets, tmp_path)
-    plain, info = SeamlessM4TForSpeechToText.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = SeamlessM4TForSpeechToText.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == []
-    read = plain.state_dict()
+    read = loaded.state_dict()
     assert {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, read.pop(name))} == set()
     assert read == {}
-    assert not torch.equal(plain.lm_head.weight, plain.text_decoder.embed_tokens.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.text_decoder.embed_tokens.weight)
 
 
 def test_an_export_that_would_lack_a_tensor_is_refused(two_targets: SeamlessM4TTokenizer, tmp_path: Path) -> None:
