@@ -33,10 +33,15 @@ from gdps_ds.evaluation.decoding import generation_options
 from gdps_ds.files import atomic_write, permit
 from gdps_ds.launching import fault
 from gdps_ds.model.export import ExportError, TrainedModel, as_group, save_plain, save_whole
+from gdps_ds.model.pretrained import UnfitCheckpointError
 from gdps_ds.plan import PlanError
 from gdps_ds.reporting.run_metrics import UNIFIED
 from gdps_ds.training.checkpoint import CheckpointError
 from gdps_ds.training.trained import checkpoints_of, load_trained, run_config
+
+FAULTS = (
+    CheckpointError, ForeignStateError, UnfitCheckpointError, DataError, ConfigError, PlanError, ExportError, OSError,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with atomic_write(folder / "export.json") as file:
                 json.dump(note | {"plan": trained.plan.digest, "languages": languages}, file, indent=2)
             print(f"{', '.join(languages)}: {folder}")
-    except (CheckpointError, ForeignStateError, DataError, ConfigError, ExportError, PlanError, ValueError, OSError) as error:
+    except (
+        CheckpointError,
+        ForeignStateError,
+        DataError,
+        ConfigError,
+        ExportError,
+        PlanError,
+        UnfitCheckpointError,
+        OSError,
+    ) as error:
         return fault(parser.prog, error)
     return 0
 

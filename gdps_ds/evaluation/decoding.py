@@ -102,11 +102,10 @@ def _generate(engine: Generator, batch: Batch, tokenizer: SeamlessM4TTokenizer, 
 
 def generation_options(settings: DecodeConfig) -> dict[str, Any]:
     """The settings as ``transformers``' generate takes them."""
-    # The library refuses to save a generation config with an option that a greedy search would not read.
-    beams = {"length_penalty": settings.length_penalty} if settings.beams > 1 else {}
-    return beams | {
+    return {
         "num_beams": settings.beams,
         "max_new_tokens": settings.max_new_tokens,
+        "length_penalty": settings.length_penalty,
         "repetition_penalty": settings.repetition_penalty,
         "no_repeat_ngram_size": settings.no_repeat_ngram_size,
         "do_sample": False,

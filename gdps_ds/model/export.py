@@ -34,6 +34,9 @@ from gdps_ds.model.surgery import LaneContent, block_sources, lanes_by, split_mo
 from gdps_ds.model.tokens import language_codes, load_tokenizer
 from gdps_ds.plan import SharingPlan
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
+"""Fields of a generation config that sampling and a search with several beams alone read."""
 WEIGHTS, PLAN, LANGUAGES = "model.safetensors", "plan.json", "languages.txt"
 
 
@@ -94,8 +97,12 @@ def save_plain(model: Any, tokenizer: SeamlessM4TTokenizer, folder: Path, genera
         ExportError: what transformers reads of it is not ``model``.
     """
     with atomic_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=_tensors(model))
-        _generation_config(model, tokenizer, generation or {}).save_pretrained(partial)
+        own = model.generation_config
+        try:
+            model.generation_config = _generation_config(model, tokenizer, generation or {})
+            model.save_pretrained(partial, state_dict=_tensors(model))
+        finally:
+            model.generation_config = own
         _processor(tokenizer).save_pretrained(partial)
         if faults := _export_faults(model, tokenizer, partial):
             raise ExportError(f"{folder}: transformers would read another model: {'; '.join(faults[:5])}")
@@ -120,8 +127,12 @@ def _processor(tokenizer: SeamlessM4TTokenizer) -> SeamlessM4TProcessor:
 
 
 def _generation_config(model: Any, tokenizer: SeamlessM4TTokenizer, options: Mapping[str, Any]) -> GenerationConfig:
-    config = copy.deepcopy(model.generation_config)
+    config, default = copy.deepcopy(model.generation_config), GenerationConfig()
     config.update(**options)
+    # The library refuses to save what the search would not read.
+    unread = (() if config.do_sample else SAMPLING) + (BEAMS if config.num_beams == 1 else ())
+    for name in unread:
+        setattr(config, name, getattr(default, name))
     config.text_decoder_lang_to_code_id = language_codes(tokenizer) | _codes(config)
     config._from_model_config = False  # else transformers reads none of the language codes
     return config

@@ -13,6 +13,7 @@ from transformers import AutoProcessor, SeamlessM4TForSpeechToText, SeamlessM4TT
 
 from gdps_ds.config import DecodeConfig, ModelConfig
 from gdps_ds.data.manifest import Utterance
+from gdps_ds.evaluation.decoding import generation_options
 from gdps_ds.evaluation.replica import translate_with
 from gdps_ds.model.export import ExportError, TrainedModel, as_group, is_whole, load_whole, save_plain, save_whole
 from gdps_ds.model.families import load_model
@@ -158,6 +159,17 @@ def test_an_export_translates_in_transformers_as_the_run_does(
     for folder, languages in export(model, tmp_path / "out", decode, whole=False):
         ours = {row.id: row.hypothesis for row in run if row.source_lang in languages}
         assert plain.translated(folder, [each for each in speech if each.id in ours]) == ours
+
+
+def test_a_generation_config_for_another_search_is_no_obstacle(two_targets: SeamlessM4TTokenizer, tmp_path: Path) -> None:
+    """What a checkpoint says of sampling and beams, transformers would not save beside a greedy search."""
+    module = launcher_model(two_targets)
+    module.generation_config.update(do_sample=True, temperature=0.7, top_p=0.9, early_stopping=True)
+    save_plain(module, two_targets, tmp_path, generation_options(DecodeConfig(beams=1, max_new_tokens=9, length_penalty=0.5)))
+    read = SeamlessM4TForSpeechToText.from_pretrained(tmp_path).generation_config
+    assert (read.do_sample, read.num_beams, read.max_new_tokens) == (False, 1, 9)
+    assert list(read.text_decoder_lang_to_code_id) == ["eng", "fra"]
+    assert module.generation_config.do_sample, "the model's own is as it was"
 
 
 def test_every_tensor_of_an_untied_export_is_the_models(two_targets: SeamlessM4TTokenizer, tmp_path: Path) -> None:
