@@ -123,7 +123,7 @@ class ModelConfig(Section):
         description="fields of the transformers config set on top of the checkpoint's (or the class's)",
     )
     vocab_size: Count = Field(500, description="SentencePiece pieces of a new model's tokenizer (pretrained: null)")
-    freeze: tuple[str, ...] = Field((), description="glob patterns of parameter names that are not trained")
+    freeze: tuple[str, ...] = Field((), description="glob patterns of parameters not trained; frozen weights are never split")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 

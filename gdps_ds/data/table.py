@@ -95,6 +95,11 @@ class UtteranceTable(Sequence[Utterance]):
         """Sorted, each once."""
         return sorted(pc.unique(self._rows["target_lang"]).to_pylist())
 
+    def pairs(self) -> dict[str, int]:
+        """Language pair, such as "bem-eng" -> utterances of it; sorted."""
+        counts = pc.value_counts(pc.binary_join_element_wise(self._rows["source_lang"], self._rows["target_lang"], "-"))
+        return dict(sorted((each["values"], each["counts"]) for each in counts.to_pylist()))
+
     def target_texts(self) -> Iterator[str | None]:
         for chunk in self._rows["target_text"].chunks:
             yield from chunk.to_pylist()
@@ -127,6 +132,15 @@ class LabelTable(Sequence[list[int]]):
         """(N,) labels of each utterance."""
         lengths: NDArray[np.int32] = pc.list_value_length(self._labels).to_numpy()
         return lengths
+
+    def rows_with(self, label: int) -> NDArray[np.int64]:
+        """The rows that have ``label`` among theirs, in order."""
+        found, start = [np.empty(0, np.int64)], 0
+        for chunk in self._labels.chunks:
+            parents = pc.list_parent_indices(chunk).to_numpy()
+            found.append(start + np.unique(parents[chunk.flatten().to_numpy() == label]))
+            start += len(chunk)
+        return np.concatenate(found)
 
 
 def write_utterances(path: Path, utterances: Iterable[Utterance], key: str) -> None:

@@ -19,6 +19,7 @@ from gdps_ds.data.pieces import Pieces
 from gdps_ds.data.sampling import Indices, length_batches
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.evaluation.metrics import is_spaceless
+from gdps_ds.model.tokens import language_code
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def translate(
         RuntimeError: an utterance was not translated, or a score was not a number; nothing is ever scored as an empty line
             instead.
     """
+    try:
+        for language in dataset.utterances.target_languages():
+            language_code(tokenizer, language)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     pieces = Pieces(dataset, settings.max_seconds)
     batches = length_batches(pieces.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
     texts: dict[int, tuple[str, bool]] = {}
@@ -133,26 +139,25 @@ def _generate(
     """Each translation, and whether it was cut: its last place holds neither ``</s>`` nor padding behind one."""
     ids = engine.generate(
         batch,
-        decoder_input_ids=torch.tensor([_code(tokenizer, language) for language in batch.target_languages])[:, None],
-        num_beams=settings.beams,
-        max_new_tokens=settings.max_new_tokens,
-        length_penalty=settings.length_penalty,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        decoder_input_ids=torch.tensor([language_code(tokenizer, language) for language in batch.target_languages])[:, None],
         logits_processor=LogitsProcessorList([_RefuseNaN(batch.utterances)]),
-        do_sample=False,
+        **generation_options(settings),
     )
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     cut = [last not in ends for last in ids[:, -1].tolist()]
     return list(zip(tokenizer.batch_decode(ids, skip_special_tokens=True), cut, strict=True))
 
 
-def _code(tokenizer: SeamlessM4TTokenizer, language: str) -> int:
-    """The token that starts a translation into ``language``."""
-    code: int = tokenizer.convert_tokens_to_ids(f"__{language}__")
-    if code == tokenizer.unk_token_id:
-        raise DataError(f"the tokenizer has no target language '{language}' (token __{language}__)")
-    return code
+def generation_options(settings: DecodeConfig) -> dict[str, Any]:
+    """The settings as ``transformers``' generate takes them."""
+    return {
+        "num_beams": settings.beams,
+        "max_new_tokens": settings.max_new_tokens,
+        "length_penalty": settings.length_penalty,
+        "repetition_penalty": settings.repetition_penalty,
+        "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+        "do_sample": False,
+    }
 
 
 class _RefuseNaN(LogitsProcessor):

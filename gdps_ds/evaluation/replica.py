@@ -19,8 +19,10 @@ from gdps_ds.data.table import UtteranceTable
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.evaluation.decoding import Translation, oversized, translate
 from gdps_ds.model.export import TrainedModel, is_whole, load_whole
-from gdps_ds.model.families import load_config, load_model, load_tokenizer, set_training_mode
+from gdps_ds.model.families import load_config, load_model, set_training_mode
+from gdps_ds.model.pretrained import UnfitCheckpointError
 from gdps_ds.model.routing import Router
+from gdps_ds.model.tokens import load_tokenizer
 from gdps_ds.plan import SharingPlan
 
 
@@ -72,6 +74,8 @@ def load_checkpoint(name: str, comm: Communicator) -> TrainedModel:
             load_config(settings, None)  # its message is the clearest where there is nothing of this name
             tokenizer = load_tokenizer(name)
             return TrainedModel(load_model(settings, tokenizer, seed=0), tokenizer, SharingPlan.uniform(()), (), None)
+        except UnfitCheckpointError as error:
+            raise DataError(f"{name}: {error}") from None
         except Exception as error:  # of many types, as what is there may be anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"{name}: no SeamlessM4T checkpoint on disk or on the hub ({reason})") from error

@@ -1,4 +1,4 @@
-"""Where the SeamlessM4T family keeps its feed-forward blocks, and how its models, tokenizers and labels are made.
+"""Where the SeamlessM4T family keeps its feed-forward blocks, and how its models are made.
 
 Facts that this module takes care of, so that nothing else has to: LayerDrop draws differently on every rank and is set to
 0; BatchNorm keeps its statistics (one policy at every world size); the adaptor's convolutions must not see padding.
@@ -7,21 +7,27 @@ Facts that this module takes care of, so that nothing else has to: LayerDrop dra
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, SeamlessM4TConfig, SeamlessM4TForSpeechToText, SeamlessM4TTokenizer
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    SeamlessM4TConfig,
+    SeamlessM4TForSpeechToText,
+    SeamlessM4TTokenizer,
+)
 from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TConformerFeedForward
 
 from gdps_ds.analysis.sketch import sites_of
 from gdps_ds.config import ModelConfig
 from gdps_ds.model.grouped_ffn import GroupedFeedForward, Lane
+from gdps_ds.model.pretrained import UnfitCheckpointError, check_tokenizer, check_weights
 from gdps_ds.model.routing import Router
+from gdps_ds.model.tokens import language_codes
 
 INPUT_LINEAR, OUTPUT_LINEAR = "intermediate_dense", "output_dense"
 NO_LAYERDROP = {"speech_encoder_layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
@@ -48,21 +54,52 @@ def load_config(settings: ModelConfig, vocab_size: int | None) -> SeamlessM4TCon
 
 
 def load_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, seed: int) -> SeamlessM4TForSpeechToText:
-    """A pretrained model, or a new one with weights drawn from ``seed``; ready for training, in fp32."""
+    """A pretrained model, or a new one with weights drawn from ``seed``; ready for training, in fp32.
+
+    Raises:
+        UnfitCheckpointError: the checkpoint is not the whole model, or the tokenizer is not its own.
+        ValueError: ``model.freeze`` or ``model.config`` does not fit the model.
+        OSError: there is no such checkpoint, or it has no weights.
+    """
+    check_model(settings, tokenizer)
     if settings.pretrained is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = SeamlessM4TForSpeechToText(load_config(settings, len(tokenizer)))
-        model.generation_config.text_decoder_lang_to_code_id = _language_codes(tokenizer)
     else:
         model = SeamlessM4TForSpeechToText.from_pretrained(
-            settings.pretrained, config=load_config(settings, None), torch_dtype=torch.float32
+            settings.pretrained, config=load_config(settings, None), dtype=torch.float32
         )
+    if not model.config.tie_word_embeddings:
+        # The class makes them one in a new model, and reads them apart; it uses the decoder's alone.
+        model.shared.weight = model.text_decoder.embed_tokens.weight
+    model.generation_config = _with_codes(model.generation_config, tokenizer)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _freeze(model, settings.freeze)
     keep_padding_out_of_adaptor(model)
     return model
+
+
+def check_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer | None) -> None:
+    """Whether :func:`load_model` will give the model that the settings describe, from the headers of the checkpoint's files.
+
+    Args:
+        tokenizer: None for a new model whose tokenizer is not made yet.
+
+    Raises:
+        UnfitCheckpointError, ValueError, OSError: see :func:`load_model`.
+    """
+    config = load_config(settings, settings.vocab_size if tokenizer is None else len(tokenizer))
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config.vocab_size)
+    with torch.device("meta"):
+        model = SeamlessM4TForSpeechToText(config)
+    _freeze(model, settings.freeze)
+    if settings.pretrained is not None:
+        check_weights(settings.pretrained, model)
+        if tokenizer is not None:
+            _with_codes(_generation_config(settings.pretrained), tokenizer)
 
 
 def set_training_mode(model: nn.Module, training: bool) -> None:
@@ -78,9 +115,20 @@ def set_training_mode(model: nn.Module, training: bool) -> None:
 
 
 def find_sites(model: nn.Module, patterns: Sequence[str], option: str = "mine.sites") -> tuple[str, ...]:
-    """Names of the feed-forward blocks (whole or split) that match any glob pattern, in the order all ranks use.
+    """Names of the feed-forward blocks (whole or split) that match any glob pattern and learn, in the order all ranks use.
 
     ``option`` is where the patterns come from.
+
+    Raises:
+        ValueError: a pattern matches no feed-forward block, or frozen ones alone.
+    """
+    found, frozen = matching_blocks(model, patterns, option), frozen_blocks(model)
+    refuse_frozen(patterns, found, frozen, option)
+    return tuple(site for site in found if site not in frozen)
+
+
+def matching_blocks(model: nn.Module, patterns: Sequence[str], option: str = "mine.sites") -> tuple[str, ...]:
+    """What :func:`find_sites` gives, and the frozen blocks that match.
 
     Raises:
         ValueError: a pattern matches no feed-forward block.
@@ -90,6 +138,31 @@ def find_sites(model: nn.Module, patterns: Sequence[str], option: str = "mine.si
         if not fnmatch.filter(blocks, pattern):
             raise ValueError(f"{option}: '{pattern}' matches no feed-forward block; there are {_shorten(blocks)}")
     return sites_of([name for pattern in patterns for name in fnmatch.filter(blocks, pattern)])
+
+
+def refuse_frozen(patterns: Sequence[str], blocks: Sequence[str], frozen: Set[str], option: str) -> None:
+    """Raise a :class:`ValueError` that names a pattern by which nothing but frozen blocks are found."""
+    for pattern in patterns:
+        matched = fnmatch.filter(blocks, pattern)
+        if matched and set(matched) <= frozen:
+            raise ValueError(
+                f"{option}: '{pattern}' matches frozen blocks alone (model.freeze), whose lanes would stay copies: "
+                f"{_shorten(matched)}"
+            )
+
+
+def frozen_blocks(model: nn.Module) -> Set[str]:
+    """Feed-forward blocks that cannot be split to any use, because a weight of theirs is not trained.
+
+    A lane owns columns of the one weight and rows of the other, and the gradients of both decide about it; where one of them
+    never moves, that would be about nothing. Biases alone may be frozen.
+    """
+    return {
+        name
+        for name, module in model.named_modules()
+        if is_block(module)
+        and not all(linear.weight.requires_grad for linear in module.modules() if isinstance(linear, nn.Linear))
+    }
 
 
 def is_block(module: nn.Module) -> bool:
@@ -128,59 +201,30 @@ def hidden_widths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def train_tokenizer(texts: Iterable[str], languages: Sequence[str], folder: Path, vocab_size: int) -> SeamlessM4TTokenizer:
-    """A SentencePiece model of ``texts`` wrapped as SeamlessM4T's tokenizer, with a code for each target language.
+def _generation_config(name: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:  # a checkpoint need not have any
+        return GenerationConfig()
 
-    Byte pair encoding: on a small text it keeps whole words, where a unigram model falls apart into characters.
+
+def _with_codes(generation: GenerationConfig, tokenizer: SeamlessM4TTokenizer) -> GenerationConfig:
+    """``generation`` with the tokenizer's language codes, by which ``generate`` knows target languages.
 
     Raises:
-        ValueError: ``vocab_size`` is below the number of characters.
+        UnfitCheckpointError: the model goes by other codes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_prefix=str(folder / "sentencepiece"),
-            vocab_size=vocab_size,
-            model_type="bpe",
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"model.vocab_size: no tokenizer of {vocab_size} pieces can be made ({error})") from None
-    tokenizer = SeamlessM4TTokenizer(
-        str(folder / "sentencepiece.model"),
-        additional_special_tokens=[f"__{language}__" for language in languages],
-        src_lang=languages[0],
-        tgt_lang=languages[0],
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def load_tokenizer(path: str | Path) -> SeamlessM4TTokenizer:
-    return SeamlessM4TTokenizer.from_pretrained(str(path))
-
-
-def target_ids(tokenizer: SeamlessM4TTokenizer, texts: Sequence[str], language: str) -> list[list[int]]:
-    """Label ids ``__lang__ w1 .. wn </s>``.
-
-    The tokenizer also puts ``</s>`` first; the model shifts labels right again with that very token as its decoder start,
-    so it is dropped here.
-    """
-    tokenizer.tgt_lang = language
-    return [ids[1:] for ids in tokenizer(text_target=list(texts), padding=False)["input_ids"]]
-
-
-def _language_codes(tokenizer: SeamlessM4TTokenizer) -> dict[str, int]:
-    codes = tokenizer.additional_special_tokens
-    return {code.strip("_"): tokenizer.convert_tokens_to_ids(code) for code in codes}
+    known, codes = getattr(generation, "text_decoder_lang_to_code_id", None) or {}, language_codes(tokenizer)
+    for language in sorted(known.keys() & codes.keys()):
+        if known[language] != codes[language]:
+            raise UnfitCheckpointError(
+                f"the code of '{language}' is {codes[language]} in the tokenizer, but {known[language]} in "
+                "generation_config.json: the tokenizer is another model's"
+            )
+    generation.text_decoder_lang_to_code_id = known | codes
+    # Of a configuration that is marked as made from the model's, transformers reads nothing but its own fields.
+    generation._from_model_config = False
+    return generation
 
 
 def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -191,6 +235,8 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model.freeze: {', '.join(patterns)} leave nothing to train")
 
 
 def keep_padding_out_of_adaptor(model: SeamlessM4TForSpeechToText) -> None:

@@ -19,7 +19,7 @@ from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.manifest import DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
@@ -28,7 +28,10 @@ from gdps_ds.evaluation.decoding import oversized
 from gdps_ds.evaluation.metrics import check_tokenizers
 from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.files import atomic_folder, atomic_path, atomic_write
-from gdps_ds.model.families import load_config, load_tokenizer, target_ids, train_tokenizer
+from gdps_ds.model.families import check_model, load_config
+from gdps_ds.model.pretrained import UnfitCheckpointError
+from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
+from gdps_ds.training.targets import require_codes, require_known, write_label_report
 
 ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
@@ -70,6 +73,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
             comm.from_main(partial(prepare_role, data, role, folder, earlier=ROLES[:number], progress=progress))
     utterances = {role: UtteranceTable.open(folder / f"{role}.arrow") for role in ROLES}
     tokenizer = _tokenizer(config, comm, utterances["train"])
+    comm.from_main(lambda: _check_tokenizer(config.model, tokenizer, utterances))
     datasets = {}
     for role in ROLES:
         with _patience(comm):
@@ -159,22 +163,38 @@ def check_inputs(config: Config, folder: Path) -> None:
     """Look at the checkpoint and the beginning of every split, so that what is missing shows before hours of decoding.
 
     Raises:
-        DataError: there is none, or it is something else; names it.
-        ValueError: ``model.config`` sets a field that the model does not have.
+        DataError: there is none, it is something else or not whole, or its tokenizer lacks a target language; names it.
+        ValueError: ``model.config`` sets a field that the model does not have, or ``model.freeze`` does not fit it.
     """
-    name = config.model.pretrained
+    name, tokenizer = config.model.pretrained, None
     if name is not None:
         try:
             load_config(ModelConfig(pretrained=name), None)  # its message is the clearest where there is nothing of this name
-            load_tokenizer(name)
+            tokenizer = load_tokenizer(name)
         except Exception as error:  # of many types, as what is there may be anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"model.pretrained: no SeamlessM4T checkpoint '{name}' on disk or on the hub ({reason})") from error
-    load_config(config.model, config.model.vocab_size)
+    _check_model(config.model, tokenizer)
     for role in ROLES:
         if key_of(folder / f"{role}.arrow") != _key(config.data, role):
             for corpus in config.data.corpora:
-                next(_read_corpus(corpus, role))
+                first = next(_read_corpus(corpus, role))
+                if tokenizer is not None and not isinstance(first, Unusable) and first.source_lang in config.data.languages:
+                    require_codes(tokenizer, {role: UtteranceTable.of([first])})
+
+
+def _check_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer | None) -> None:
+    try:
+        check_model(settings, tokenizer)
+    except UnfitCheckpointError as error:
+        raise DataError(f"model.{'config' if settings.pretrained is None else 'pretrained'}: {error}") from None
+
+
+def _check_tokenizer(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, utterances: Mapping[str, UtteranceTable]) -> None:
+    """What can be said of it only when the data are prepared."""
+    if settings.pretrained is None:
+        _check_model(settings, tokenizer)
+    require_codes(tokenizer, utterances)
 
 
 @contextmanager
@@ -270,12 +290,16 @@ def _features(config: Config, comm: Communicator, utterances: UtteranceTable, fo
 def _targets(
     config: Config, comm: Communicator, tokenizer: SeamlessM4TTokenizer, utterances: UtteranceTable, source: Path
 ) -> LabelTable:
-    """Label ids of every utterance of the file ``source``, made by rank 0 in ``<role>.labels.arrow`` beside it."""
-    path, data = source.with_suffix(".labels.arrow"), config.data
+    """Label ids of every utterance of the file ``source``, made by rank 0 in ``<role>.labels.arrow`` beside it.
+
+    ``<role>.labels.json`` counts what the tokenizer has no pieces for, see :func:`write_label_report`.
+    """
+    path, report, data = source.with_suffix(".labels.arrow"), source.with_suffix(".labels.json"), config.data
     key = f"{key_of(source)} {config.model.pretrained}"
 
     def tokenise() -> None:
-        if key_of(path) != key:
+        if key_of(path) != key or not report.is_file():
+            report.unlink(missing_ok=True)
             parts = map_in_order(
                 partial(label_ids, tokenizer),
                 parts_of(utterances, TOKENISED_TOGETHER),
@@ -285,6 +309,8 @@ def _targets(
                 part=1,
             )
             write_labels(path, chain.from_iterable(parts), key)
+            write_label_report(report, tokenizer, utterances, LabelTable(path))
+        require_known(report, source.stem)
 
     comm.from_main(tokenise)
     targets = LabelTable(path)

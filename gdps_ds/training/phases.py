@@ -32,7 +32,7 @@ from gdps_ds.evaluation.decoding import Translation, translate
 from gdps_ds.evaluation.metrics import pairs_of, score_pairs, signatures, unscored
 from gdps_ds.evaluation.systems import translation_notes, write_translations
 from gdps_ds.files import atomic_write
-from gdps_ds.model.families import find_sites, hidden_widths, load_model
+from gdps_ds.model.families import hidden_widths, load_model, matching_blocks
 from gdps_ds.model.surgery import keeps_function
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.run_metrics import UNIFIED
@@ -231,7 +231,7 @@ class Run:
             checkpoint.verify(self.comm)
         with model_loading(settings, train, self.comm.world_size, model.pretrained is not None):
             module = load_model(model, self.trainer.inputs.tokenizer, self.config.run.seed)
-        sites = find_sites(module, self.config.mine.sites)
+        sites = matching_blocks(module, self.config.mine.sites)
         if checkpoint is None:
             return Engine(module, self.comm, settings, train, sites)
         router, plan, languages = None, checkpoint.plan, self.config.data.languages

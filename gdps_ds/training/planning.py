@@ -20,8 +20,8 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.gatherer import GradientGatherer
 from gdps_ds.files import atomic_path
-from gdps_ds.model.families import find_sites, hidden_widths, lanes_of
-from gdps_ds.plan import SharingPlan
+from gdps_ds.model.families import find_sites, frozen_blocks, hidden_widths, lanes_of, matching_blocks, refuse_frozen
+from gdps_ds.plan import PlanError, SharingPlan
 from gdps_ds.training.checkpoint import PhaseCheckpoints
 from gdps_ds.training.mining import MiningWindow, mine_batch
 from gdps_ds.training.run_dir import SKETCHES, plan_path
@@ -32,19 +32,30 @@ def check_planning(config: Config, model: nn.Module) -> None:
     """What plans will ask of the model, so that it shows before the unified model is trained.
 
     Raises:
-        PlanError: a plan that is given does not fit the model.
-        ValueError: the model has no such blocks, or no such widths; names the option.
+        PlanError: a plan that is given does not fit the model, or splits a frozen block.
+        ValueError: the model has no such blocks, or none that learn, or no such widths; names the option.
     """
-    hidden, settings = hidden_widths(model), config.plan
+    hidden, settings, frozen = hidden_widths(model), config.plan, frozen_blocks(model)
     for path in (settings.from_file, *(later.from_file for later in config.train.specialise.later_plans)):
         if path is not None:
-            SharingPlan.load(path).validate(hidden, config.data.languages, path)
+            plan = SharingPlan.load(path)
+            plan.validate(hidden, config.data.languages, path)
+            if faults := [
+                f"sites.{number}.name: '{site.name}' is frozen (model.freeze), so its lanes would stay copies"
+                for number, site in enumerate(plan.sites)
+                if site.name in frozen
+            ]:
+                raise PlanError(path, faults)
     if set(config.run.arms) == {UNIFORM}:
         return
     sites = find_sites(model, config.mine.sites)
     if beside := set(find_sites(model, config.mine.exact, "mine.exact")) - set(sites):
         raise ValueError(f"mine.exact: '{min(beside)}' is not among the candidates; name it in mine.sites too")
+    if left_out := sorted(frozen & set(matching_blocks(model, config.mine.sites))):
+        print(f"mine.sites: {len(left_out)} frozen blocks (model.freeze) are no candidates, {len(sites)} are", flush=True)
     if settings.from_file is None:
+        if not isinstance(settings.sites, int):
+            refuse_frozen(settings.sites, sorted(hidden), frozen, "plan.sites")
         groups = (
             settings.groups if isinstance(settings.groups, int) else 1 if settings.groups == "auto" else len(settings.groups)
         )
@@ -81,6 +92,8 @@ def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> dict[
 
 def _write_plans(config: Config, folder: Path, arms: Sequence[str]) -> None:
     sketches = Sketches.load(folder / SKETCHES) if (folder / SKETCHES).is_file() else None
+    if sketches is not None:
+        require_gradients(sketches)
     if GDPS in arms:
         if config.plan.from_file is not None:
             ours = SharingPlan.load(config.plan.from_file)
@@ -108,6 +121,7 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
     else:
         gatherer, expected = _mine_in_a_pass(trainer, engine, _exact_sites(trainer, engine))
     sketches = _reduced(gatherer, expected, comm, neurons=config.mine.neurons == "all")
+    comm.from_main(lambda: require_gradients(sketches))
     if config.mine.neurons == "chosen" and config.plan.init == "neurons":
         chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan))
         sketches = gatherer.with_neurons(sketches, chosen, comm)
@@ -130,6 +144,19 @@ def _reduced(gatherer: GradientGatherer, expected: int, comm: Communicator, *, n
     return sketches
 
 
+def require_gradients(sketches: Sketches) -> None:
+    """Raise a :class:`ValueError` that names a site which no gradient of a mined language has reached."""
+    mined = sketches.tokens.sum(axis=1) > 0
+    for name, site in sketches.sites.items():
+        silent = mined & ~site.core.any(axis=(0, 2, 3, 4))
+        if silent.any():
+            languages = ", ".join(language for language, none in zip(sketches.languages, silent, strict=True) if none)
+            raise ValueError(
+                f"mining found no gradient at '{name}' for {languages}, the sketch is all zeros: the block is frozen "
+                "(model.freeze), or gradients vanish in the precision of the DeepSpeed file"
+            )
+
+
 def _save_gradients(gradients: Mapping[str, np.ndarray], path: Path) -> None:
     with atomic_path(path) as aside:
         save_file(dict(gradients), aside)
@@ -141,7 +168,7 @@ def mine_again(trainer: Trainer, engine: Engine, arm: str) -> None:
     Collective.
     """
     comm, path = trainer.comm, Path(trainer.config.run.dir) / f"sketches.{arm}.safetensors"
-    if trainer.config.mine.again and not comm.from_main(path.is_file):
+    if trainer.config.mine.again and _sites(engine, trainer.config.mine.sites) and not comm.from_main(path.is_file):
         sketches = _reduced(*_mine_in_a_pass(trainer, engine), comm, neurons=False)
         comm.from_main(lambda: sketches.save(path))
 
@@ -185,14 +212,20 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
 
 def _gatherer(trainer: Trainer, engine: Engine, exact: Sequence[str]) -> GradientGatherer:
     config = trainer.config
-    sites = [lane for site in find_sites(engine.module, config.mine.sites) for lane in lanes_of(engine.module, site)]
+    sites = [lane for site in _sites(engine, config.mine.sites) for lane in lanes_of(engine.module, site)]
     return GradientGatherer(
         engine.module, sites, config.data.languages, config.mine, config.run.seed, trainer.comm.device, exact
     )
 
 
 def _exact_sites(trainer: Trainer, engine: Engine) -> tuple[str, ...]:
-    return find_sites(engine.module, trainer.config.mine.exact, "mine.exact")
+    return _sites(engine, trainer.config.mine.exact, "mine.exact")
+
+
+def _sites(engine: Engine, patterns: Sequence[str], option: str = "mine.sites") -> tuple[str, ...]:
+    """The candidates; none where all are frozen, which :func:`check_planning` has refused if anything is to be split."""
+    frozen = frozen_blocks(engine.module)
+    return tuple(site for site in matching_blocks(engine.module, patterns, option) if site not in frozen)
 
 
 def _utterances(micro_batches: MicroBatches, position: Position, count: int) -> int:

@@ -14,8 +14,9 @@ from gdps_ds.config_file import load_resolved
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.saved_state import SavedState, load_weights
 from gdps_ds.model.export import TrainedModel
-from gdps_ds.model.families import load_model, load_tokenizer
+from gdps_ds.model.families import load_model
 from gdps_ds.model.surgery import split_model
+from gdps_ds.model.tokens import load_tokenizer
 from gdps_ds.training.checkpoint import BEST, LATEST, Checkpoint, CheckpointError, pointer_of
 from gdps_ds.training.run_dir import RESOLVED
 

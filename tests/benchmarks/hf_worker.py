@@ -18,7 +18,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from gdps_ds.data.collate import IGNORED_LABEL
 from gdps_ds.data.features import FeatureStore
 from gdps_ds.data.table import LabelTable
-from gdps_ds.model.families import load_model, load_tokenizer
+from gdps_ds.model.families import load_model
+from gdps_ds.model.tokens import load_tokenizer
 from gdps_ds.training.inputs import DECODER_START, PAD
 from gdps_ds.training.trained import run_config
 

@@ -11,9 +11,10 @@ from statistics import mean
 
 import pytest
 import torch
-from transformers import SeamlessM4TForSpeechToText
 
+from gdps_ds.data.manifest import read_manifest
 from gdps_ds.distributed.saved_state import SavedState
+from gdps_ds.evaluation.systems import read_translations
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import CheckpointError
 from gdps_ds.training.trained import load_trained
@@ -21,6 +22,7 @@ from launchers.export import main as export
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
 from tests.end_to_end.test_kills import KILLED, STEP
 from tests.launch import launch, start
+from tests.plain import translated
 
 pytestmark = pytest.mark.launcher
 
@@ -154,11 +156,23 @@ def test_training_stops_early_by_dev_bleu_and_arms_start_from_the_best(experimen
         assert json.loads((newest / "checkpoint.json").read_text())["progress"]["best"]["update"] == 1
 
 
-def test_the_trained_model_is_exported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_trained_model_is_exported(
+    finished: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Split and not, it translates in transformers alone as it did at the end of the run."""
     assert export([str(finished), "--out", str(tmp_path / "groups")]) == 0
     assert capsys.readouterr().out.startswith("gdps after update 4 of 4\n")
+    assert export([str(finished), "--arm", "uniform", "--out", str(tmp_path / "uniform")]) == 0
+    capsys.readouterr()
+    test_set = list(read_manifest(corpus / "test.jsonl"))
+    of_run = {
+        arm: {row.id: row.hypothesis for row in read_translations(finished / "hypotheses" / f"{arm}.jsonl")}
+        for arm in ("gdps", "uniform")
+    }
+    assert translated(tmp_path / "uniform", test_set) == of_run["uniform"]
     for group in ("aeb-gle", "bem-est"):
-        assert isinstance(SeamlessM4TForSpeechToText.from_pretrained(tmp_path / "groups" / group), torch.nn.Module)
+        ours = [each for each in test_set if each.source_lang in group.split("-")]
+        assert translated(tmp_path / "groups" / group, ours) == {each.id: of_run["gdps"][each.id] for each in ours}
         note = json.loads((tmp_path / "groups" / group / "export.json").read_text())
         assert len({path.stat().st_mode for path in (tmp_path / "groups" / group).iterdir()}) == 1
         assert (note["checkpoint"], note["languages"]) == ("update-000004", group.split("-"))

@@ -15,7 +15,8 @@ from gdps_ds.config import ModelConfig
 from gdps_ds.data.manifest import Utterance, read_manifest, write_manifest
 from gdps_ds.evaluation.decoding import Translation
 from gdps_ds.evaluation.systems import read_translations, write_translations
-from gdps_ds.model.families import load_model, train_tokenizer
+from gdps_ds.model.families import load_model
+from gdps_ds.model.tokens import train_tokenizer
 from launchers.evaluate import main
 from tests.launch import launch
 from tests.tiny import ARCHITECTURE

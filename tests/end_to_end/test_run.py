@@ -154,7 +154,8 @@ def test_a_checkpoint_is_fine_tuned_at_stage_3(finished: Path, experiment: Path,
     from transformers import SeamlessM4TForSpeechToText
 
     from gdps_ds.config import ModelConfig
-    from gdps_ds.model.families import load_model, load_tokenizer
+    from gdps_ds.model.families import load_model
+    from gdps_ds.model.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(finished / "tokenizer")
     settings = ModelConfig.model_validate(yaml.safe_load(experiment.read_text())["model"])

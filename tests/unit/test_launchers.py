@@ -14,6 +14,7 @@ import pytest
 import yaml
 from torch import nn
 
+from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import load_config
 from gdps_ds.data.manifest import DataError
 from gdps_ds.model.export import TrainedModel
@@ -114,7 +115,7 @@ def test_export_without_what_it_needs(run_dir: Path, tmp_path: Path, said: Calla
 def test_neurons_that_were_added_need_whole(tmp_path: Path) -> None:
     wider = TrainedModel(nn.Identity(), tokenizer=None, plan=wider_plan(), languages=LANGUAGES, router=None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"no plain checkpoint has room for \(plan\.width: added\); give --whole"):
-        list(export.export(wider, tmp_path, whole=False))
+        list(export.export(wider, tmp_path, DecodeConfig(), whole=False))
 
 
 def test_evaluate_names_what_is_no_run_and_the_arms_there_are(run_dir: Path, tmp_path: Path, said: Callable[..., str]) -> None:

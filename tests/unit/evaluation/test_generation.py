@@ -31,8 +31,11 @@ class Tokenizer:
 
     unk_token_id, eos_token_id, pad_token_id = 1, 3, 0
 
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"__eng__": 5, "__fra__": 6}
+
     def convert_tokens_to_ids(self, token: str) -> int:
-        return {"__eng__": 5, "__fra__": 6}.get(token, self.unk_token_id)
+        return self.get_added_vocab().get(token, self.unk_token_id)
 
     def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
         return [" ".join(str(each) for each in row if each not in (0, 3)) for row in ids.tolist()]
@@ -149,8 +152,11 @@ def decoded(model: Any, utterances: list[Utterance], settings: DecodeConfig) -> 
 
 
 def test_an_unknown_target_language_is_refused() -> None:
-    with pytest.raises(DataError, match="the tokenizer has no target language 'swh'"):
-        translated(Recorder(), targets=("eng", "eng", "swh"))
+    """Before anything is translated, whichever batch it would be in."""
+    recorder = Recorder()
+    with pytest.raises(DataError, match=r"the tokenizer has no target language 'swh' \(token __swh__\); it has eng, fra"):
+        translated(recorder, targets=("eng", "eng", "swh"), max_utterances=1)
+    assert recorder.calls == []
 
 
 def test_scores_that_are_not_numbers_fail() -> None:

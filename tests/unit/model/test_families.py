@@ -7,7 +7,8 @@ import torch
 from transformers import SeamlessM4TConfig, SeamlessM4TForSpeechToText
 
 from gdps_ds.config import ModelConfig
-from gdps_ds.model.families import find_sites, load_model, load_tokenizer, set_training_mode, target_ids, train_tokenizer
+from gdps_ds.model.families import find_sites, load_model, set_training_mode
+from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
 from tests.tiny import ARCHITECTURE, random_batch, tiny_model
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "le chien dort dans la maison"] * 20
@@ -48,11 +49,12 @@ def test_a_new_model_repeats_by_seed(tokenizer_folder: Path) -> None:
 
 
 def test_a_checkpoint_is_loaded_with_its_weights_and_our_overrides(tokenizer_folder: Path, tmp_path: Path) -> None:
-    config = SeamlessM4TConfig(vocab_size=60, **ARCHITECTURE, speech_encoder_layerdrop=0.1)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    config = SeamlessM4TConfig(vocab_size=len(tokenizer), **ARCHITECTURE, speech_encoder_layerdrop=0.1)
     saved = SeamlessM4TForSpeechToText(config)
     saved.save_pretrained(tmp_path)
     settings = ModelConfig(pretrained=str(tmp_path), config={"dropout": 0.3}, freeze=("text_decoder.*",))
-    model = load_model(settings, load_tokenizer(tokenizer_folder), seed=1)
+    model = load_model(settings, tokenizer, seed=1)
     assert torch.equal(model.lm_head.weight, saved.lm_head.weight)
     assert (model.config.dropout, model.config.speech_encoder_layerdrop) == (0.3, 0.0)
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}

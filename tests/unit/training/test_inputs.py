@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import SeamlessM4TTokenizer
 
 from gdps_ds.config import Config, ModelConfig, SpecAugmentConfig
 from gdps_ds.data.augmentation import Augmentation
 from gdps_ds.data.collate import Batch
-from gdps_ds.data.manifest import DataError, Utterance, write_manifest
+from gdps_ds.data.manifest import DataError, Utterance, read_manifest, write_manifest
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator, RankZeroError
+from gdps_ds.model.families import load_model
+from gdps_ds.model.tokens import train_tokenizer
 from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs, with_loss
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
-from tests.tiny import ALONE
+from tests.tiny import ALONE, ARCHITECTURE
 from tests.unit.data.fixtures import tone
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -283,3 +286,83 @@ def test_targets_that_the_tokenizer_makes_nothing_of_are_neither_trained_on_nor_
     trainer = Trainer(config, ALONE, found, None, None, None)  # type: ignore[arg-type]
     drawn = np.concatenate(list(trainer.micro_batches("train").epoch(0)))
     assert sorted(drawn.tolist()) == found.train.rows.tolist()
+
+
+def rewritten(corpus: Path, split: str, change: Callable[[int, Utterance], Utterance]) -> None:
+    rows = [change(number, row) for number, row in enumerate(read_manifest(corpus / f"{split}.jsonl"))]
+    write_manifest(corpus / f"{split}.jsonl", rows)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint that translates into English and French."""
+    tokenizer = train_tokenizer([f"{day} 0123456789, 345" for day in DAYS], ["eng", "fra"], tmp_path / "checkpoint", 60)
+    load_model(ModelConfig(config=ARCHITECTURE), tokenizer, seed=1).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused_before_data_are_prepared(config: Config, checkpoint: Path) -> None:
+    config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["text_decoder.layers.0.ffn.fc1.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RankZeroError, match=rf"model\.pretrained: '{checkpoint}' .*: text_decoder\S+fc1\.weight is missing$"):
+        load_inputs(config, ALONE)
+    assert not (Path(config.run.dir) / "data").exists()
+
+
+UNKNOWN = r"no target language 'en' \(token __en__\); it has eng, fra, but {0} .* such as {0}-{1}'s"
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_target_language_that_the_checkpoint_does_not_know_shows_before_data_are_prepared(
+    config: Config, corpus: Path, checkpoint: Path, split: str
+) -> None:
+    config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    rewritten(corpus, split, lambda number, row: replace(row, target_lang="en") if number == 0 else row)
+    with pytest.raises(RankZeroError, match=UNKNOWN.format(split, 0)):
+        load_inputs(config, ALONE)
+    assert not (Path(config.run.dir) / "data").exists()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_target_language_without_a_code_is_refused_before_training(
+    config: Config, corpus: Path, checkpoint: Path, pretrained: bool
+) -> None:
+    """Wherever it is; a tokenizer that the run makes has codes of the languages that are trained."""
+    if pretrained:
+        config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    rewritten(corpus, "test", lambda number, row: replace(row, target_lang="en") if number == 2 else row)
+    with pytest.raises(RankZeroError, match=UNKNOWN.format("test", 2)):
+        load_inputs(config, ALONE)
+    assert not (Path(config.run.dir) / "data" / "train.labels.arrow").exists()
+
+
+def test_targets_of_unknown_characters_are_counted_and_told(
+    config: Config, corpus: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    texts = {0: "\u4f60\u597d\u4f60\u597d 0", 2: "Monday \u4f60", 4: "\u4f60 \u597d"}
+    rewritten(corpus, "train", lambda number, row: replace(row, target_text=texts.get(number, row.target_text)))
+    load_inputs(config, ALONE)
+    report = json.loads((Path(config.run.dir) / "data" / "train.labels.json").read_text())
+    assert report == {
+        "bem-eng": {"targets": 7, "unknown": 3, "largely_unknown": ["train-0", "train-4"]},
+        "mdw-fra": {"targets": 7, "unknown": 0, "largely_unknown": []},
+    }
+    assert "2 of 7 translations of bem-eng in train are of characters" in capsys.readouterr().out
+    load_inputs(config, ALONE)
+    assert "such as those of train-0, train-4 (all: " in capsys.readouterr().out, "told at each start"
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_language_whose_targets_are_in_another_script_is_refused(
+    config: Config, corpus: Path, checkpoint: Path, split: str
+) -> None:
+    config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    rewritten(corpus, split, lambda number, row: replace(row, target_text="\u4f60\u597d") if number % 2 else row)
+    for _ in range(2):
+        with pytest.raises(
+            RankZeroError, match=rf"(\d) of \1 translations of mdw-fra in {split} .* such as those of {split}-1, "
+        ):
+            load_inputs(config, ALONE)
