@@ -41,7 +41,7 @@ def _run(ranks: int, folder: Path) -> Results:
     out = folder / "results.json"
     scenarios = [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES] if ranks == 2 else []
     runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in RUNS + scenarios]
-    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks, timeout=540)
+    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks)
     assert code == 0 and out.exists(), output[-3000:]
     return json.loads(out.read_text())
 

@@ -20,7 +20,7 @@ from gdps_ds.training.trained import load_trained
 from launchers.export import main as export
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
 from tests.end_to_end.test_kills import KILLED, STEP
-from tests.launch import launch, start
+from tests.launch import PATIENCE, launch, start
 
 pytestmark = pytest.mark.launcher
 
@@ -31,7 +31,7 @@ def stop_in(phase: str, experiment: Path, folder: Path, *overrides: str, ranks: 
     process = start(TRAIN, "--config", experiment, f"run.dir={folder}", *overrides, ranks=ranks)
     read_until(process, f"{phase}: ")
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert "stopped by a signal after update" in output, output[-3000:]
 
 
@@ -105,7 +105,7 @@ def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> 
     process = start(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'stopped'}", *overrides)
     read_until(process, "| 3/4")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     run(experiment, tmp_path / "stopped", *overrides)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     newest = tmp_path / "whole" / "checkpoints" / "gdps" / "update-000004"
