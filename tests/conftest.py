@@ -10,5 +10,8 @@ from hypothesis import settings
 # one, are not equal in every bit. Inherited by the processes that tests start; read when torch multiplies its first matrices.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
+# What runs in the process of the tests runs where the ranks that they start do, also where there is an accelerator.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 # The same examples everywhere, without a limit on the time that one takes.
 settings.load_profile("ci")

@@ -113,12 +113,14 @@ def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> 
 
 
 def test_the_best_checkpoint_is_kept_and_evaluated(experiment: Path, tmp_path: Path) -> None:
-    """A learning rate that ruins the model: the first evaluation has the lowest dev loss."""
-    overrides = ("run.arms=[uniform]", "run.use=best", "run.keep_checkpoints=1", "train.specialise.lr=0.5")
-    output = run(experiment, tmp_path / "run", *overrides, "train.dev_every=1", "train.checkpoint_every=100")
+    """Every update multiplies all weights by 1 - lr * weight_decay = -2: the first evaluation has the lowest dev loss by far,
+    and not by chance, as with a learning rate that ruins the model."""
+    overrides = ["run.arms=[uniform]", "run.use=best", "run.keep_checkpoints=1", "train.dev_every=1"]
+    overrides += ["train.checkpoint_every=100", "train.specialise.lr=1e-6", "train.specialise.weight_decay=3e6"]
+    output = run(experiment, tmp_path / "run", *overrides)
     dev = dev_values(tmp_path / "run", "uniform", "dev")
     best = min(dev, key=lambda update: dev[update])
-    assert best < 4
+    assert best == 1 and min(dev[2], dev[3], dev[4]) > dev[1] + 1
     assert f"uniform: update {best} is used, its dev loss is the best: {dev[best]:.4f}" in output
     folder = tmp_path / "run" / "checkpoints" / "uniform"
     assert sorted(path.name for path in folder.glob("update-*")) == [f"update-{best:06d}", "update-000004"]
