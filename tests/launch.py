@@ -50,11 +50,11 @@ def background(*command: object) -> subprocess.Popen[str]:
     )
 
 
-def launch(script: str, *arguments: object, ranks: int = 2) -> tuple[int, str]:
+def launch(script: str, *arguments: object, ranks: int = 2, timeout: float = PATIENCE) -> tuple[int, str]:
     """Run to the end: (exit code, output)."""
     process = start(script, *arguments, ranks=ranks)
     try:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=timeout)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
