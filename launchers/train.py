@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+# MKL otherwise chooses kernels by where operands lie in memory, and a run that goes on is not the undisturbed one in every bit.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # One message a fault, not one a rank and library: set before the libraries that read it are imported.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

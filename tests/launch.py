@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = Path(sys.executable).parent / "deepspeed"
+PATIENCE = 900.0
+"""Seconds after which a process that a test waits for is held to hang: on no machine the measure of its speed."""
 
 
 def free_port() -> int:
@@ -48,7 +50,7 @@ def background(*command: object) -> subprocess.Popen[str]:
     )
 
 
-def launch(script: str, *arguments: object, ranks: int = 2, timeout: float = 300) -> tuple[int, str]:
+def launch(script: str, *arguments: object, ranks: int = 2, timeout: float = PATIENCE) -> tuple[int, str]:
     """Run to the end: (exit code, output)."""
     process = start(script, *arguments, ranks=ranks)
     try:

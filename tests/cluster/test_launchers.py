@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.two_nodes import wait_until
 from tests.end_to_end.runs import TRAIN
 from tests.end_to_end.test_kills import same_end
-from tests.launch import ROOT, environment, free_port
+from tests.launch import PATIENCE, ROOT, environment, free_port
 
 pytestmark = pytest.mark.launcher
 
@@ -58,10 +58,12 @@ def test_a_job_is_queued_again_when_slurm_warns_and_goes_on_under_torchrun(
         )
     try:
         metrics = run / "metrics.jsonl"
-        wait_until(lambda: job.poll() is not None or (metrics.is_file() and metrics.stat().st_size), 120, "the first update")
+        wait_until(
+            lambda: job.poll() is not None or (metrics.is_file() and metrics.stat().st_size), PATIENCE, "the first update"
+        )
         for pid in (tmp_path / "pids").read_text().split():
             os.kill(int(pid), signal.SIGUSR1)
-        assert job.wait(timeout=120) == os.EX_TEMPFAIL, log.read_text()[-4000:]
+        assert job.wait(timeout=PATIENCE) == os.EX_TEMPFAIL, log.read_text()[-4000:]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
@@ -70,7 +72,7 @@ def test_a_job_is_queued_again_when_slurm_warns_and_goes_on_under_torchrun(
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TRAIN, *arguments]
     variables = environment() | SECRETS
-    again = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert again.returncode == 0, again.stderr[-4000:]
     same_end(run, finished)
 

@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.two_nodes import TwoNodes, two_nodes, wait_until
 from tests.end_to_end.runs import TRAIN, losses
 from tests.end_to_end.test_kills import KILLED, STEP, same_end
+from tests.launch import PATIENCE
 
 pytestmark = pytest.mark.launcher
 
@@ -28,7 +29,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
 
 
 def completed(process: subprocess.Popen[str]) -> str:
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output[-4000:]
     return output
 
@@ -47,7 +48,7 @@ def test_a_lost_cable_and_a_lost_node_end_the_run_which_then_goes_on(
         """A run that waits in the middle for its file to be removed."""
         file = tmp_path / f"pause-{call}"
         process = nodes.start(KILLED, "--pause", f"{STEP}:{call}:{rank}", "--pause-file", file, *command)
-        wait_until(lambda: file.exists() or process.poll() is not None, 120, "the pause")
+        wait_until(lambda: file.exists() or process.poll() is not None, PATIENCE, "the pause")
         assert process.poll() is None, process.communicate()[0][-4000:]
         return process, file
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import gc
 import json
-import resource
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -93,20 +92,23 @@ def _lanes(sites: tuple[SitePlan, ...], order: tuple[int, ...]) -> tuple[SitePla
 def swap_ten_times(engine: Engine) -> dict:
     """Split and merge again and again: everything is bit-equal in the end, and nothing accumulates."""
     losses, before = train(engine, range(3)), snapshot(engine)
-    resident = []
+    held = []
     for _ in range(5):
         engine = swap(engine, tiny_plan(sites=SITES), UNIFORM)
-        resident.append(_resident_bytes())
+        held.append(_bytes_of_tensors())
     after = snapshot(engine)
     alive = sum(isinstance(each, DeepSpeedEngine) for each in gc.get_objects())
     losses += train(engine, range(3, 7))
     engine.close()
     changed = [key for key in before if not torch.equal(before[key], after[key])]
-    return {"losses": losses, "changed": changed, "names": len(after), "alive": alive, "resident": resident}
+    return {"losses": losses, "changed": changed, "names": len(after), "alive": alive, "held": held}
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _bytes_of_tensors() -> int:
+    """What all tensors hold; the memory of the process also depends on the size of its pages and on its allocator."""
+    gc.collect()
+    storages = [each.untyped_storage() for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def fail_to_build(engine: Engine) -> dict:

@@ -41,7 +41,7 @@ def _run(ranks: int, folder: Path) -> Results:
     out = folder / "results.json"
     scenarios = [f"{stage}:ten-swaps" for stage in SWAPPED_TEN_TIMES] if ranks == 2 else []
     runs = [f"ds_configs/{name.replace(':', '.json:')}" for name in RUNS + scenarios]
-    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks, timeout=540)
+    code, output = launch("tests/distributed/swap_worker.py", "--out", out, "--runs", *runs, ranks=ranks)
     assert code == 0 and out.exists(), output[-3000:]
     return json.loads(out.read_text())
 
@@ -100,7 +100,7 @@ def test_ten_swaps_leave_no_trace(by_ranks: dict[int, Results]) -> None:
         result = results[f"{stage}:ten-swaps"]
         assert (result["changed"], result["alive"]) == ([], 1), stage
         assert result["names"] > 300, stage
-        assert result["resident"][-1] - result["resident"][1] < 4 << 20, stage
+        assert max(result["held"]) == min(result["held"]) > 500_000, stage
         assert result["losses"] == pytest.approx(results[f"{stage}:unsplit"]["losses"], abs=ROUNDING), stage
 
 

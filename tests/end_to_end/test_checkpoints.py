@@ -21,7 +21,7 @@ from gdps_ds.training.trained import load_trained
 from launchers.export import main as export
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
 from tests.end_to_end.test_kills import KILLED, STEP
-from tests.launch import launch, start
+from tests.launch import PATIENCE, launch, start
 from tests.plain import translated
 
 pytestmark = pytest.mark.launcher
@@ -33,7 +33,7 @@ def stop_in(phase: str, experiment: Path, folder: Path, *overrides: str, ranks: 
     process = start(TRAIN, "--config", experiment, f"run.dir={folder}", *overrides, ranks=ranks)
     read_until(process, f"{phase}: ")
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert "stopped by a signal after update" in output, output[-3000:]
 
 
@@ -107,7 +107,7 @@ def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> 
     process = start(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'stopped'}", *overrides)
     read_until(process, "| 3/4")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     run(experiment, tmp_path / "stopped", *overrides)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     newest = tmp_path / "whole" / "checkpoints" / "gdps" / "update-000004"
@@ -115,12 +115,14 @@ def test_later_plans_merge_and_split_again(experiment: Path, tmp_path: Path) -> 
 
 
 def test_the_best_checkpoint_is_kept_and_evaluated(experiment: Path, tmp_path: Path) -> None:
-    """A learning rate that ruins the model: the first evaluation has the lowest dev loss."""
-    overrides = ("run.arms=[uniform]", "run.use=best", "run.keep_checkpoints=1", "train.specialise.lr=0.5")
-    output = run(experiment, tmp_path / "run", *overrides, "train.dev_every=1", "train.checkpoint_every=100")
+    """Every update multiplies all weights by 1 - lr * weight_decay = -2: the first evaluation has the lowest dev loss by far,
+    and not by chance, as with a learning rate that ruins the model."""
+    overrides = ["run.arms=[uniform]", "run.use=best", "run.keep_checkpoints=1", "train.dev_every=1"]
+    overrides += ["train.checkpoint_every=100", "train.specialise.lr=1e-6", "train.specialise.weight_decay=3e6"]
+    output = run(experiment, tmp_path / "run", *overrides)
     dev = dev_values(tmp_path / "run", "uniform", "dev")
     best = min(dev, key=lambda update: dev[update])
-    assert best < 4
+    assert best == 1 and min(dev[2], dev[3], dev[4]) > dev[1] + 1
     assert f"uniform: update {best} is used, its dev loss is the best: {dev[best]:.4f}" in output
     folder = tmp_path / "run" / "checkpoints" / "uniform"
     assert sorted(path.name for path in folder.glob("update-*")) == [f"update-{best:06d}", "update-000004"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from launchers.compare import main
 from tests.end_to_end.runs import metrics, read_until
-from tests.launch import ROOT, background, free_port
+from tests.launch import PATIENCE, ROOT, background, free_port
 
 pytestmark = pytest.mark.launcher
 
@@ -42,12 +43,13 @@ def test_a_killed_comparison_goes_on(
     run = int(Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text())
     for group in (killed.pid, run):
         os.killpg(group, signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=PATIENCE)
     scored = (seed / "scores" / "uniform.json").stat().st_mtime_ns
     again = start(experiment, out)
-    output = again.communicate(timeout=300)[0]
+    output = again.communicate(timeout=PATIENCE)[0]
     assert again.returncode == 0, output[-3000:]
-    assert "wide: going on after update 2 of 4" in output
+    # After update 2 of 4, or a later one where the machine was faster than the kill.
+    assert re.search(r"wide: going on after update [234] of 4", output)
     assert (seed / "scores" / "uniform.json").stat().st_mtime_ns == scored
 
     first = {arm: next(line["loss"]["all"] for line in metrics(seed, arm) if line["update"] == 1) for arm in ARMS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file, save_file
 
 from gdps_ds.config import ModelConfig
 from gdps_ds.data.manifest import Utterance, read_manifest, write_manifest
@@ -55,12 +58,38 @@ def translated(corpus: Path, checkpoints: list[Path], tmp_path_factory: pytest.T
     return out
 
 
-def results(out: Path) -> tuple[list[list[Translation]], Any]:
-    return [read_translations(path) for path in files_of(out)], results_of(out)
+@pytest.fixture(scope="module")
+def clear(corpus: Path, checkpoints: list[Path], translated: Path, tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
+    """Of each checkpoint, the utterances whose translation is no near tie: it stays as it is where all weights change by
+    1e-5 of themselves, a hundred times what kernels for other batches or processors do to a product."""
+    folder = tmp_path_factory.mktemp("changed")
+    torch.manual_seed(0)
+    for path in checkpoints:
+        shutil.copytree(path, folder / path.name)
+        weights = load_file(path / "model.safetensors")
+        for weight in filter(torch.is_floating_point, weights.values()):
+            weight *= 1 + 1e-5 * torch.randn_like(weight)
+        save_file(weights, folder / path.name / "model.safetensors", metadata={"format": "pt"})
+    arguments = [*(str(folder / path.name) for path in checkpoints), "--manifest", str(corpus / "test.jsonl")]
+    assert main([*arguments, "--out", str(folder / "out"), *FEW]) == 0
+    pairs = zip(hypotheses(translated), hypotheses(folder / "out"), strict=True)
+    found = [{row.id for row in rows if row in changed} for rows, changed in pairs]
+    assert min(map(len, found)) >= 15
+    return found
+
+
+def hypotheses(out: Path) -> list[list[Translation]]:
+    return [read_translations(path) for path in files_of(out)]
 
 
 def files_of(out: Path) -> list[Path]:
     return sorted((out / "hypotheses").glob("*.jsonl"))
+
+
+def assert_same(ours: list[Translation], theirs: list[Translation], clear: set[str]) -> None:
+    """Where nothing depends on rounding; order and references everywhere."""
+    assert [replace(row, hypothesis="") for row in ours] == [replace(row, hypothesis="") for row in theirs]
+    assert [row for row in ours if row.id in clear] == [row for row in theirs if row.id in clear]
 
 
 def results_of(out: Path) -> Any:
@@ -68,7 +97,7 @@ def results_of(out: Path) -> Any:
 
 
 def test_checkpoints_are_translated_scored_and_compared(translated: Path, utterances: list[Utterance]) -> None:
-    (first, second), scores = results(translated)
+    (first, second), scores = hypotheses(translated), results_of(translated)
     assert [row.id for row in first] == [utterance.id for utterance in utterances]
     assert len({row.hypothesis for row in first}) > 3
     assert [row.hypothesis for row in first] != [row.hypothesis for row in second]
@@ -78,25 +107,36 @@ def test_checkpoints_are_translated_scored_and_compared(translated: Path, uttera
 
 
 @pytest.mark.launcher
-def test_two_ranks_give_the_same(translated: Path, corpus: Path, checkpoints: list[Path], tmp_path: Path) -> None:
+def test_two_ranks_give_the_same(
+    translated: Path, clear: list[set[str]], corpus: Path, checkpoints: list[Path], tmp_path: Path
+) -> None:
     """And in batches of three, where one process had all utterances in one or two."""
     code, output = launch(
         "launchers/evaluate.py", *checkpoints, "--manifest", corpus / "test.jsonl", "--out", tmp_path, *FEW,
         "decode.max_utterances=3",
     )  # fmt: skip
     assert code == 0, output[-3000:]
-    assert results(tmp_path) == results(translated)
+    for ours, theirs, ids in zip(hypotheses(tmp_path), hypotheses(translated), clear, strict=True):
+        assert_same(ours, theirs, ids)
     assert output.count("BLEU tiny-1") == 2
+    files = [str(path) for path in files_of(tmp_path)]
+    assert main([*files, "--out", str(tmp_path / "again"), *FEW]) == 0
+    assert results_of(tmp_path / "again") == results_of(tmp_path)
 
 
 def test_an_utterance_alone_gives_the_same_and_durations_may_be_left_out(
-    translated: Path, corpus: Path, utterances: list[Utterance], checkpoints: list[Path], tmp_path: Path
+    translated: Path,
+    clear: list[set[str]],
+    corpus: Path,
+    utterances: list[Utterance],
+    checkpoints: list[Path],
+    tmp_path: Path,
 ) -> None:
     manifest = corpus / "without-durations.jsonl"
     write_manifest(manifest, [replace(utterance, duration=None) for utterance in utterances])
     arguments = [str(checkpoints[1]), "--manifest", str(manifest), "--out", str(tmp_path), *FEW]
     assert main([*arguments, "decode.max_utterances=1"]) == 0
-    assert results(tmp_path)[0] == results(translated)[0][1:]
+    assert_same(hypotheses(tmp_path)[0], hypotheses(translated)[1], clear[1])
 
 
 def test_the_translations_are_scored_again_as_files(translated: Path, tmp_path: Path) -> None:

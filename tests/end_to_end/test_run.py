@@ -15,7 +15,7 @@ from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config_file import load_config
 from gdps_ds.plan import SharingPlan
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
-from tests.launch import ROOT, launch, start
+from tests.launch import PATIENCE, ROOT, launch, start
 
 pytestmark = pytest.mark.launcher
 
@@ -103,7 +103,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(finished: Path, 
     process = start(TRAIN, "--config", experiment, f"run.dir={folder}", "train.checkpoint_every=100")
     output = read_until(process, "gdps: ")
     os.killpg(process.pid, signal.SIGTERM)
-    output += process.communicate(timeout=120)[0]
+    output += process.communicate(timeout=PATIENCE)[0]
     assert "stopped by a signal after update" in output, output[-3000:]
     assert "Traceback (most recent call last):\n  File" not in output.split("stopped by a signal")[0]
     assert not (folder / "summary.json").exists()
@@ -203,7 +203,7 @@ def test_mining_in_training_leaves_no_trace_and_survives_a_stop(finished: Path, 
     process = start(TRAIN, "--config", experiment, f"run.dir={tmp_path / 'stopped'}", *overrides)
     read_until(process, "| 4/6")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     run(experiment, tmp_path / "stopped", *overrides)
     whole, stopped = (Sketches.load(tmp_path / name / "sketches.safetensors") for name in ("whole", "stopped"))
     np.testing.assert_array_equal(stopped.tokens, whole.tokens)

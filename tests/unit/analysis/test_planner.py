@@ -183,8 +183,8 @@ def test_plans_are_deterministic_and_survive_json() -> None:
     plan, again = plan_of(sketches), plan_of(sketches)
     assert plan.to_json() == again.to_json()
     assert SharingPlan.from_json(plan.to_json()) == plan
-    louder = {
-        name: SiteSketch(site.hidden, 7 * site.core, None if site.neurons is None else 7 * site.neurons)
+    louder = {  # by a power of two, which rounds nothing
+        name: SiteSketch(site.hidden, 8 * site.core, None if site.neurons is None else 8 * site.neurons)
         for name, site in sketches.sites.items()
     }
     assert plan_of(dataclasses.replace(sketches, sites=louder)).digest == plan.digest

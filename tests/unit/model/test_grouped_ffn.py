@@ -31,9 +31,10 @@ def dense() -> nn.Module:
 
 
 def test_the_preserving_split_computes_the_same_function(dense: nn.Module) -> None:
+    """Up to the rounding of sums over neurons in another order."""
     before = logits(dense, None)
     router = split_model(dense, tiny_plan(sites=SITES), LANGUAGES, seed=1)
-    torch.testing.assert_close(logits(dense, router), before, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logits(dense, router), before, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "init"), [("constant", "neurons"), ("preserve", "svd"), ("preserve", "random")])
