@@ -38,7 +38,7 @@ def mine(comm: Communicator, settings: Path, case: str) -> GradientGatherer:
     before = ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER).clone()
     gatherer = GradientGatherer(engine.module, SITES, LANGUAGES, SETTINGS, 5, comm.device)
     if case in ("training", "accumulated"):
-        mine_in_training(engine, MiningWindow(gatherer, 0, 1), batches(case), train.micro_batches)
+        mine_in_training(engine, MiningWindow(lambda: gatherer, 0, 1), batches(case), train.micro_batches)
     else:
         with gatherer.attached():
             share = slice(comm.rank, None, comm.world_size) if case != "empty" else slice(None if comm.is_main else 0)

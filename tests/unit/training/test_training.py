@@ -84,7 +84,7 @@ def test_ranks_must_be_able_to_share_an_update() -> None:
 
 
 def test_a_window_of_training_is_mined_every_so_often() -> None:
-    window = MiningWindow(gatherer=None, first=4, every=3)
+    window = MiningWindow(pytest.fail, first=4, every=3)
     assert [update for update in range(1, 12) if window.covers(update)] == [5, 8, 11]
 
 
