@@ -67,13 +67,16 @@ SIGNALS: list[Place] = [  # to one rank, in the order of a run, where nothing bu
     (MINING, 3, 1),
     ("gdps_ds.training.planning:make_plan", 1, 0),
     (MINING, 2, 0),
-    (TEST_BATCH, 1, 1),
+    (TEST_BATCH, 2, 1),
     (f"{PHASES}:Run._score", 1, 0),
 ]
+SMALL = "decode.max_utterances=4"
+"""Several batches of the test set on each rank: what a signal in one of them ends is the translation."""
 
 
 def stopped_again_and_again(experiment: Path, folder: Path, stops: Iterable[tuple[str, Place]], *options: str) -> None:
     """One run, stopped by a kill (--die) or a signal (--signal) in each place in turn and started again, and at last let be."""
+    options = (*options, SMALL)
     for what, (function, call, rank) in stops:
         arguments = (what, f"{function}:{call}:{rank}", "--config", experiment, f"run.dir={folder}", *options)
         code, output = launch(KILLED, *arguments)
@@ -98,7 +101,7 @@ def test_a_run_killed_while_it_saves_and_replaces_loses_nothing_but_steps(
     finished: Path, experiment: Path, tmp_path: Path
 ) -> None:
     stops = [("--die", CAMPAIGN[4]), ("--die", (DEV_BATCH, 2, 1)), ("--signal", (MINING, 3, 1))]
-    stops += [("--die", (f"{REPLACER}:carry_over", 1, 1)), ("--signal", (TEST_BATCH, 1, 1))]
+    stops += [("--die", (f"{REPLACER}:carry_over", 1, 1)), ("--signal", (TEST_BATCH, 2, 1))]
     stopped_again_and_again(experiment, tmp_path / "run", stops)
     same_end(tmp_path / "run", finished)
 
