@@ -157,9 +157,8 @@ class Watchdog:
         try:
             yield
         finally:
-            self._clock = None
-            self.beat(f"after {what}")
-            self._watched = watched
+            self._clock, self._watched = None, watched
+        self.beat(f"after {what}")
 
     def fail(self, error: Exception, *, told: bool = False) -> NoReturn:
         """End the job because of ``error``, on every rank. Does not return.
