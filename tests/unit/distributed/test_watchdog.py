@@ -157,7 +157,7 @@ def test_a_store_that_has_vanished_ends_the_rank(capfd: pytest.CaptureFixture[st
     client = dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
     ended = threading.Event()
     Watchdog(client, 1, 2, 60.0, lambda code: ended.set())
-    client.wait(["pulse/1"])
+    server.wait(["pulse/1"])  # a client does one thing at a time: waiting, it would keep its watchdog from telling
     del server
     assert ended.wait(10)
     assert "train: rank 1, starting: rank 0 has gone (" in capfd.readouterr().err
