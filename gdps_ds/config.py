@@ -249,7 +249,7 @@ class GuardConfig(Section):
     """What ends a run that cannot go on, and how soon."""
 
     setup_timeout: Positive = Field(
-        3600.0, description="seconds that ranks wait for each other while the run starts: rank 0 may be preparing data"
+        3600.0, description="seconds that ranks wait for rank 0 while it prepares data, plans, scores or makes the report"
     )
     timeout: Positive = Field(
         600.0,

@@ -55,7 +55,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
     from gdps_ds.reporting.tracking import Tracker
     from gdps_ds.training.checkpoint import CheckpointError
     from gdps_ds.training.inputs import load_inputs
-    from gdps_ds.training.interrupt import Interrupted, StopSignal
+    from gdps_ds.training.interrupt import Interrupted, Interruptible, StopSignal
     from gdps_ds.training.phases import Run
     from gdps_ds.training.run_dir import check_shared, open_run_dir
     from gdps_ds.training.trainer import Trainer
@@ -77,7 +77,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)
-        inputs = load_inputs(config, comm)
+        inputs = load_inputs(config, Interruptible(comm, stop))
         comm.limit_waiting(config.guard.timeout)
         tracker = Tracker(config, run_dir, is_main=comm.is_main)
         try:

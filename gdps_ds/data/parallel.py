@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -61,14 +62,29 @@ def _results(function: Callable[[Item], Result], items: Iterable[Item], workers:
         yield from map(function, items)
         return
     # Spawned, because a fork of a process that holds threads of torch or a collective library may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    ours = [number for number in signal.valid_signals() if _is_handled(number)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore, initargs=(ours,)) as pool:
         pending: deque[Future[list[Result]]] = deque()
-        for part in parts_of(items, size):
-            pending.append(pool.submit(_each, function, part))
-            if len(pending) > AHEAD * workers:
+        try:
+            for part in parts_of(items, size):
+                pending.append(pool.submit(_each, function, part))
+                if len(pending) > AHEAD * workers:
+                    yield from pending.popleft().result()
+            while pending:
                 yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        finally:
+            for future in pending:  # where this ends early, what is not begun is not wanted
+                future.cancel()
+
+
+def _is_handled(number: int) -> bool:
+    return callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    """Schedulers signal all processes of a job: where this one outlives a signal, a worker that dies of it would be a fault."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _each(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

@@ -165,8 +165,22 @@ class GradientGatherer:
         first, second = _sum_flat(comm, [gradient for gradient in gradients if gradient is not None])
         return first, second
 
+    def collapse(self, comm: Communicator) -> None:
+        """Add up the sums of all ranks on rank 0; the others go on from zero. Collective.
+
+        Nothing is counted twice or lost, and a run that goes on from rank 0's sums, at the same number of ranks, adds the same
+        terms in the same order as the one that has collapsed them. Where it has not at that update (a signal saves where
+        nothing else would), the order of fp32 sums over ranks is another one, and the last bits may be.
+
+        What it sends is an all-reduce of the sums, tensor by tensor: of k x k for each linear, language and fold, and of k x h
+        for each block, language and half; .23 GB for SeamlessM4T-Medium with four languages, 5.8 GB with a hundred.
+        """
+        for tensor in self.state().values():
+            total = comm.sum(tensor)
+            tensor.copy_(total) if comm.is_main else tensor.zero_()
+
     def state(self) -> dict[str, Tensor]:
-        """This rank's sums, to be kept in its checkpoint."""
+        """This rank's sums; rank 0's go into checkpoints."""
         cores = {f"{name}.core": sketch.core for name, sketch in self._linears.items()}
         gradients = {f"{name}.gradients": s.gradients for name, s in self._linears.items() if s.gradients is not None}
         return {"counts": self._counts} | cores | gradients | {f"{site}.neurons": each for site, each in self._neurons.items()}

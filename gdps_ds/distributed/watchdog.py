@@ -40,6 +40,8 @@ SILENCE = 3.0
 """Seconds without a pulse after which a rank is held to be the reason why a collective broke."""
 PATIENCE = 8.0
 """Seconds that a rank waits for others at the end: for the cause, or to be the last to speak."""
+WORK = 0.01
+"""Seconds of processor time that show that a main thread without beats goes on."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Watchdog:
         self._failure: str | None = None
         self._failed_at: float | None = None
         self._is_consequence = self._closing = False
+        self._clock: int | None = None  # of the main thread's processor time, while it works alone
+        self._used = 0.0
         self._wake = threading.Event()
         self._heard: list[tuple[Pulse | None, float]] = [(None, 0.0)] * world_size
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -141,6 +145,24 @@ class Watchdog:
             yield
         finally:
             self._watched = False
+        self.beat(f"after {what}")
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Rank 0 works in this block for as long as it needs, and the others, which enter it too, wait for rank 0.
+
+        Such work tells of no steps: rank 0 stands still once its main thread uses no processor, as where it waits for a file
+        system or a lock. Ranks that only wait are not watched.
+        """
+        watched, self._watched = self._watched, False
+        self.beat(what)
+        if self._rank == 0:
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+            self._watched = True
+        try:
+            yield
+        finally:
+            self._clock, self._watched = None, watched
         self.beat(f"after {what}")
 
     def fail(self, error: Exception, *, told: bool = False) -> NoReturn:
@@ -188,6 +210,7 @@ class Watchdog:
         for number in itertools.count():
             if self._closing:
                 return None
+            self._notice_work()
             still = time.monotonic() - self._last if self._watched else None
             self._store.set(f"pulse/{self._rank}", json.dumps(astuple(Pulse(number, self._beats, still, self._doing))))
             found = self._known() or self._own_failure()
@@ -195,6 +218,11 @@ class Watchdog:
                 return self._store.compare_set("cause", "", found).decode()
             self._wake.wait(INTERVAL)
         return None
+
+    def _notice_work(self) -> None:
+        clock = self._clock
+        if clock is not None and (used := time.clock_gettime(clock)) - self._used > WORK:
+            self._used, self._last = used, time.monotonic()
 
     def _own_failure(self) -> str | None:
         """What the main thread has failed of; a broken collective only counts when nobody else has a better cause by then."""

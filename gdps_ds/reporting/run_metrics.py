@@ -26,7 +26,7 @@ class Duration:
 
     Attributes:
         seconds: all of it, what was repeated after a stop included.
-        dev_seconds: of them, spent on dev losses.
+        dev_seconds: of them, spent on evaluating the dev set.
         updates: that were trained.
         rates: (update, utterances a second), a stretch of training each.
         waits: (update, share of the time that was spent waiting for data), where it was measured.
@@ -98,7 +98,7 @@ def _duration(name: str, steps: Sequence[Step]) -> Duration:
     return Duration(
         name,
         sum(seconds for _, _, seconds in steps),
-        sum(seconds for _, line, seconds in steps if "dev" in line),
+        sum(line.get("dev_seconds", seconds) for _, line, seconds in steps if "dev" in line),
         max((line["update"] for _, line, _ in trained), default=0),
         tuple((line["update"], line["seen"]["utterances"] / seconds) for line, seconds in within),
         tuple((line["update"], line["data_wait"]) for _, line, _ in trained if "data_wait" in line),

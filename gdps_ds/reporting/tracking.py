@@ -1,13 +1,18 @@
-"""Metrics of a run: always as JSON lines, and on Weights & Biases when asked. Only rank 0 writes."""
+"""Metrics of a run: always as JSON lines, and on Weights & Biases when asked. Only rank 0 writes.
+
+Weights & Biases never ends a run: whatever it raises, and its helper process may be killed at any time, it is dropped with one
+line. Only where it cannot be used at all because of a setting, such as no key, a new run is refused.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from gdps_ds.reporting.samples import Sample
 
 REPORT = "report"
+ID, LOGGED = "wandb-id", "wandb-logged.json"
+"""Files in the run directory: what ids of W&B's runs begin with, and the last update that each of them has."""
 
 
 class Tracker:
@@ -34,7 +41,8 @@ class Tracker:
         self._started = False
         if is_main:
             self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
-            self._wandb = WandbRuns(config, run_dir) if config.track.wandb else None
+            if config.track.wandb:
+                self._start_wandb(config, run_dir)
 
     def log(self, phase: str, update: int, **values: Any) -> None:
         """One line: the phase, the update, the time (Unix seconds) and the values.
@@ -46,29 +54,59 @@ class Tracker:
                 self._write(START, 0, self._opened, {})
                 self._started = True
             self._write(phase, update, time.time(), values)
-        if self._wandb is not None:
-            self._wandb.log(phase, update, values)
+        self._on_wandb(lambda runs: runs.log(phase, update, values))
 
     def show(self, parts: Mapping[str, Iterable[Section]], figures: Path) -> None:
         """Figures and tables of a report's parts on Weights & Biases; ``figures`` is the folder that holds the PNGs."""
-        if self._wandb is not None:
-            self._wandb.show(parts, figures)
+        self._on_wandb(lambda runs: runs.show(parts, figures))
 
     def show_samples(self, samples: Sequence[Sample]) -> None:
         """Translations beside references and speech on Weights & Biases."""
-        if self._wandb is not None and samples:
-            self._wandb.show_samples(samples)
+        if samples:
+            self._on_wandb(lambda runs: runs.show_samples(samples))
 
     def keep(self, run_dir: Path) -> None:
         """Plan and checkpoints as artifacts of Weights & Biases, as far as ``track.artifacts`` asks."""
-        if self._wandb is not None:
-            self._wandb.keep(run_dir)
+        self._on_wandb(lambda runs: runs.keep(run_dir))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        self._on_wandb(lambda runs: runs.close())
+
+    def _start_wandb(self, config: Config, run_dir: Path) -> None:
+        """Runs of W&B.
+
+        Raises:
+            ConfigError: a setting keeps a new run from using it, which shows before hours of training.
+        """
+        is_new = not (run_dir / ID).exists()
+        try:
+            self._wandb = WandbRuns(config, run_dir)
+        except Exception as error:
+            import wandb
+
+            if is_new and isinstance(error, wandb.errors.UsageError | wandb.errors.AuthenticationError):
+                advice = "give WANDB_API_KEY, set WANDB_MODE=offline, or track.wandb=false"
+                raise ConfigError("track.wandb", [f"W&B cannot be used ({error}); {advice}"]) from error
+            self._drop_wandb(error)
+
+    def _on_wandb(self, call: Callable[[WandbRuns], None]) -> None:
         if self._wandb is not None:
-            self._wandb.close()
+            try:
+                call(self._wandb)
+            except Exception as error:
+                self._drop_wandb(error)
+
+    def _drop_wandb(self, error: Exception) -> None:
+        self._wandb = None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(f"W&B is dropped ({reason}); the run goes on, and metrics.jsonl has it all", file=sys.stderr, flush=True)
+        if _is_of_helper(error):
+            import wandb
+
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # or it would wait for its helper, and complain, when this process ends
 
     def _write(self, phase: str, update: int, at: float, values: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -80,15 +118,19 @@ class WandbRuns:
 
     They name their metrics alike (``loss/aeb``), so that W&B draws the arms into the same panels; their step is the update of
     the whole run: an arm goes on where the unified phase ends. Ids are kept in the run directory: a resumed run goes on in
-    the same charts, and what it repeats there is left out.
+    the same charts, and what it repeats there is left out. What they have is kept there too, as nobody tells it offline.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._config = config
         self._dir = run_dir
-        self._id = _id_of(run_dir)
-        # Where W&B cannot be used at all, that shows before hours of training.
-        self._runs: dict[str, Any] = {REPORT: self._start_first()}
+        kept = run_dir / LOGGED
+        self._logged: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+        self._id = _id_of(run_dir) or uuid.uuid4().hex[:8]
+        self._runs: dict[str, Any] = {REPORT: self._start(REPORT)}
+        if not _id_of(run_dir):
+            with atomic_write(run_dir / ID) as file:
+                file.write(self._id)
 
     def log(self, phase: str, update: int, values: Mapping[str, Any]) -> None:
         """Curves of a training phase, scores at the end of an arm; what a plan and a split did goes into gdps' summary."""
@@ -99,9 +141,14 @@ class WandbRuns:
             end = max(run.step, train.unify.updates + train.specialise.updates)
             run.log(dict(flat({"scores": values})), step=end)
         elif phase in (UNIFIED, *self._config.run.arms):
-            run, step = self._run(phase), update if phase == UNIFIED else train.unify.updates + update
-            if step >= run.step:
-                run.log(dict(flat(values)), step=step)
+            # An update is trained and evaluated, the latter after a resume where it was stopped between them.
+            kind = f"{phase} dev" if "dev" in values else phase
+            if update > self._logged.get(kind, -1):
+                run, step = self._run(phase), update if phase == UNIFIED else train.unify.updates + update
+                run.log(dict(flat(values)), step=max(step, run.step))
+                self._logged[kind] = update
+                with atomic_write(self._dir / LOGGED) as file:
+                    json.dump(self._logged, file)
         else:
             self._run(GDPS).summary.update(dict(flat({phase: values})))
 
@@ -155,25 +202,9 @@ class WandbRuns:
 
     def _run(self, part: str) -> Any:
         """The run of the unified phase, of an arm or of the report; it is started when it is first needed."""
-        import wandb
-
         if part not in self._runs:
-            try:
-                self._runs[part] = self._start(part)
-            except wandb.Error as error:
-                # A network that is down is no reason to end a run.
-                print(f"W&B: {part} is in metrics.jsonl only: {error}", file=sys.stderr, flush=True)
-                self._runs[part] = wandb.init(mode="disabled", reinit="create_new")
+            self._runs[part] = self._start(part)
         return self._runs[part]
-
-    def _start_first(self) -> Any:
-        import wandb
-
-        try:
-            return self._start(REPORT)
-        except wandb.Error as error:
-            advice = "give WANDB_API_KEY, set WANDB_MODE=offline, or track.wandb=false"
-            raise ConfigError("track.wandb", [f"W&B cannot be used ({error}); {advice}"]) from error
 
     def _start(self, part: str) -> Any:
         import wandb
@@ -204,9 +235,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _id_of(run_dir: Path) -> str:
-    path = run_dir / "wandb-id"
-    if not path.exists():
-        with atomic_write(path) as file:
-            file.write(uuid.uuid4().hex[:8])
-    return path.read_text()
+def _is_of_helper(error: Exception) -> bool:
+    """Whether an error says that W&B's helper process is gone: the connection is, or an answer to a request will not come."""
+    return isinstance(error, ConnectionError) or type(error).__module__.startswith("wandb.sdk.mailbox")
+
+
+def _id_of(run_dir: Path) -> str | None:
+    path = run_dir / ID
+    return path.read_text() if path.exists() else None

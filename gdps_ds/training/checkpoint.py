@@ -1,6 +1,6 @@
 """Checkpoints of a training phase: written aside, synced, then renamed, so that what exists is whole.
 
-checkpoints/<phase>/update-000200/    checkpoint.json, plan.json, the engine's state, every rank's mining sums
+checkpoints/<phase>/update-000200/    checkpoint.json, plan.json, the engine's state, the mining sums of all ranks
 checkpoints/<phase>/latest            name of the newest
 checkpoints/<phase>/best              name of the one that the dev set liked best (train.select)
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from gdps_ds.plan import SharingPlan
 
 FORMAT = 2
 MANIFEST, PLAN, LATEST, BEST = "checkpoint.json", "plan.json", "latest", "best"
+MINING = "mining.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -48,11 +49,13 @@ class Progress:
         update: updates done in the phase.
         position: the next micro-batch of the data.
         best: the best evaluation so far, if there was one.
+        pending: the dev set is still to be evaluated at this update; checkpoints are written first.
     """
 
     update: int
     position: Position
     best: Best | None = None
+    pending: bool = False
 
     @property
     def is_best(self) -> bool:
@@ -88,7 +91,12 @@ class Checkpoint:
         if found != FORMAT:
             raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
         progress, best = tree["progress"], tree["progress"]["best"]
-        progress = Progress(progress["update"], Position(**progress["position"]), Best(**best) if best else None)
+        progress = Progress(
+            progress["update"],
+            Position(**progress["position"]),
+            Best(**best) if best else None,
+            progress.get("pending", False),
+        )
         return cls(folder, progress, SharingPlan.load(folder / PLAN), tree["files"])
 
     def state(self) -> SavedState:
@@ -144,7 +152,10 @@ class PhaseCheckpoints:
         return self._comm.from_main(lambda: self._pointed_to_by(pointer_of(self._folder, use)))
 
     def save(self, engine: Engine, progress: Progress, plan: SharingPlan, gatherer: GradientGatherer | None = None) -> None:
-        """Write a checkpoint of the engine and, where gradients are being mined, of every rank's sums. Collective.
+        """Write a checkpoint of the engine and, where gradients are being mined, of their sums. Collective.
+
+        The sums of all ranks are added up for that, and go on on rank 0: see :meth:`GradientGatherer.collapse`, also for what
+        it sends.
 
         Raises:
             CheckpointError: on every rank; what was saved before is untouched.
@@ -153,6 +164,8 @@ class PhaseCheckpoints:
         partial = self._folder / f".{tag}.partial"
         try:
             comm.from_main(lambda: _empty(partial))
+            if gatherer is not None:
+                gatherer.collapse(comm)
             files = comm.everywhere(lambda: _write(engine, partial, gatherer), "writing")
             # Every rank syncs and digests what it has written, at the same time as the others.
             parts = comm.gather(comm.everywhere(lambda: _described(files), "writing"))
@@ -162,24 +175,38 @@ class PhaseCheckpoints:
             comm.from_main(lambda: shutil.rmtree(partial, ignore_errors=True))
             raise CheckpointError(f"{self._folder / tag} could not be saved: {error}; {self._left()}") from error
 
+    def record(self, progress: Progress) -> None:
+        """Write into the newest checkpoint, which was saved at this update, what its evaluation has found. Collective."""
+        self._comm.from_main(lambda: self._record(progress))
+
+    def _record(self, progress: Progress) -> None:
+        newest = self._pointed_to_by(LATEST)
+        assert newest is not None and newest.progress.update == progress.update, "saved before it was evaluated"
+        with atomic_write(newest.folder / MANIFEST) as file:
+            file.write(_manifest(progress, newest.files))
+        sync(newest.folder)
+        if progress.is_best:
+            self._point(BEST, newest.folder.name)
+        self._prune()
+
     def _left(self) -> str:
         newest = self._folder / LATEST
         if not newest.is_file():
             return "there is none before it"
         return f"{newest.read_text().strip()} before it is whole: make room and start again to go on from there"
 
-    def load_mining(self, gatherer: GradientGatherer) -> None:
-        """Restore the sums from the newest checkpoint, at any number of ranks; it has none where mining had not begun.
+    def load_mining(self, gatherer: Callable[[], GradientGatherer]) -> None:
+        """Restore the sums from the newest checkpoint, on one rank, whatever their number; others begin at zero.
+
+        ``gatherer`` is asked for only where there are sums: there are none where mining had not begun.
 
         Collective.
         """
         newest = self.latest()
         if newest is None:
             return
-        files = sorted(name for name in newest.files if name.startswith("mining-"))
-        states = [load_file(newest.folder / name) for name in files[self._comm.rank :: self._comm.world_size]]
-        if states:
-            gatherer.load_state({name: sum(state[name] for state in states) for name in states[0]})
+        if MINING in newest.files and self._comm.is_main:
+            gatherer().load_state(load_file(newest.folder / MINING))
 
     def _pointed_to_by(self, pointer: str) -> Checkpoint | None:
         path = self._folder / pointer
@@ -189,8 +216,7 @@ class PhaseCheckpoints:
         self, partial: Path, tag: str, progress: Progress, plan: SharingPlan, files: Mapping[str, Mapping[str, Any]]
     ) -> None:
         plan.save(partial / PLAN)
-        manifest = {"format": FORMAT, "progress": asdict(progress), "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (partial / MANIFEST).write_text(_manifest(progress, files))
         for path in (partial / PLAN, partial / MANIFEST, partial):
             sync(path)
         shutil.rmtree(self._folder / tag, ignore_errors=True)
@@ -213,15 +239,15 @@ class PhaseCheckpoints:
                 shutil.rmtree(old)
 
 
-def _mining_file(rank: int) -> str:
-    return f"mining-rank-{rank:05d}.safetensors"
+def _manifest(progress: Progress, files: Mapping[str, Mapping[str, Any]]) -> str:
+    return json.dumps({"format": FORMAT, "progress": asdict(progress), "files": files}, indent=1)
 
 
 def _write(engine: Engine, folder: Path, gatherer: GradientGatherer | None) -> list[Path]:
-    """The engine's state and, where gradients are mined, this rank's sums; the files of this rank. Collective."""
+    """The engine's state and, where gradients are mined, their sum, which rank 0 holds; the files of this rank. Collective."""
     files = save_state(engine, folder)
-    if gatherer is not None:
-        path = folder / _mining_file(engine.comm.rank)
+    if gatherer is not None and engine.comm.is_main:
+        path = folder / MINING
         save_file({name: tensor.cpu() for name, tensor in gatherer.state().items()}, path)
         files.append(path)
     return files

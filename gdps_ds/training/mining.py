@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from gdps_ds.data.collate import Batch
 from gdps_ds.distributed.engine import Engine
@@ -33,13 +32,28 @@ def mine_batch(engine: Engine, gatherer: GradientGatherer, batch: Batch, label_s
         engine.train(True)
 
 
-@dataclass(frozen=True)
 class MiningWindow:
-    """Mines every ``every``-th update after ``first`` while the model trains."""
+    """Mines every ``every``-th update after ``first`` while the model trains.
 
-    gatherer: GradientGatherer
-    first: int
-    every: int
+    Args:
+        make: gives an empty gatherer, when the window begins: its sums take memory and room in checkpoints.
+    """
+
+    def __init__(self, make: Callable[[], GradientGatherer], first: int, every: int) -> None:
+        self.first = first
+        self.every = every
+        self._make = make
+        self._gatherer: GradientGatherer | None = None
+
+    @property
+    def gatherer(self) -> GradientGatherer:
+        if self._gatherer is None:
+            self._gatherer = self._make()
+        return self._gatherer
+
+    def saved(self, update: int) -> GradientGatherer | None:
+        """What a checkpoint after ``update`` must hold; None before the window."""
+        return self.gatherer if update > self.first else None
 
     def covers(self, update: int) -> bool:
         return update > self.first and (update - self.first - 1) % self.every == 0

@@ -79,7 +79,7 @@ class Run:
         _closed(engine)
         summary = self.comm.from_main(self._summarise)
         if self.config.track.report:
-            self._say(self.comm.from_main(self._report))
+            self._say(self.trainer.on_main("making the report", self._report))
         return summary
 
     # Phases -----------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class Run:
         self.comm.from_main(lambda: check_planning(self.config, engine.module))
         mining = mining_window(self.trainer, engine)
         if mining is not None:
-            checkpoints.load_mining(mining.gatherer)
+            checkpoints.load_mining(lambda: mining.gatherer)
         start = self._going_on(UNIFIED, saved, phase) if saved else START
         self.trainer.train(engine, UNIFIED, phase, start, phase.updates, self.uniform, mining)
         return engine
@@ -111,7 +111,7 @@ class Run:
         # A checkpoint at the update of a later plan was written before that plan was applied.
         for later in phase.later_plans if arm == GDPS else ():
             if later.update >= progress.update:
-                if later.update > progress.update:
+                if later.update > progress.update or progress.pending:
                     progress = self.trainer.train(engine, arm, phase, progress, later.update, plan)
                 old, plan = plan, given_plan(self.comm, later.from_file)
                 engine = self._replace(arm, engine, old, plan, later.update)
@@ -163,17 +163,18 @@ class Run:
     def _evaluate(self, arm: str, engine: Engine) -> None:
         trainer, settings = self.trainer, self.config.decode
         dataset = trainer.inputs.test
-        with trainer.progress(f"translate {arm}", len(dataset)) as bar:
+        where = f"the translation of the test set by {arm}"
+        with trainer.progress(f"translate {arm}", len(dataset)) as bar, trainer.watchdog.watching(where):
 
             def before_batch(batch: Batch) -> None:
-                trainer.check_stop()
+                trainer.check_stop(where)
                 bar.saw(batch)
                 bar.step(count=len(batch) * self.comm.world_size)
 
             inputs = trainer.inputs
             translations = translate(engine, dataset, inputs.tokenizer, inputs.collate, settings, before_batch)
         parameters = sum(getattr(each, "ds_numel", each.numel()) for each in engine.module.parameters())
-        scores = self.comm.from_main(lambda: self._score(arm, translations, parameters))
+        scores = trainer.on_main(f"scoring {arm}", lambda: self._score(arm, translations, parameters))
         trainer.tracker.log(f"scores-{arm}", 0, **scores)
 
     def _score(self, arm: str, translations: list[Translation], parameters: int) -> dict[str, Any]:
@@ -214,8 +215,10 @@ class Run:
         return summary
 
     def _report(self) -> str:
-        from gdps_ds.reporting.run_report import finish_report  # matplotlib takes seconds, and only rank 0 draws
-
+        try:  # matplotlib takes seconds, only rank 0 draws, and a run is complete without it
+            from gdps_ds.reporting.run_report import finish_report
+        except Exception as error:
+            return f"report: {type(error).__name__}: {error}; the run itself is complete"
         return finish_report(self.dir, self.trainer.tracker)
 
     # Pieces -----------------------------------------------------------------------------------------------------------

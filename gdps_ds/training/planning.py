@@ -82,7 +82,7 @@ def decide(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> dict[
         needed = config.plan.from_file is None or set(split) != {GDPS}
         if needed and not comm.from_main((folder / SKETCHES).is_file):
             mine(trainer, engine, unified)
-        comm.from_main(lambda: _write_plans(config, folder, todo))
+        trainer.on_main("planning", lambda: _write_plans(config, folder, todo))
     for arm in split:
         plans[arm] = given_plan(comm, plan_path(folder, arm))
         plans[arm].validate(hidden_widths(engine.module), config.data.languages)
@@ -123,7 +123,7 @@ def mine(trainer: Trainer, engine: Engine, unified: PhaseCheckpoints) -> None:
     sketches = _reduced(gatherer, expected, comm, neurons=config.mine.neurons == "all")
     comm.from_main(lambda: require_gradients(sketches))
     if config.mine.neurons == "chosen" and config.plan.init == "neurons":
-        chosen = comm.from_main(lambda: sites_to_split(sketches, config.plan))
+        chosen = trainer.on_main("choosing sites", lambda: sites_to_split(sketches, config.plan))
         sketches = gatherer.with_neurons(sketches, chosen, comm)
     folder = Path(config.run.dir)
     gradients = {
@@ -178,7 +178,8 @@ def mining_window(trainer: Trainer, engine: Engine) -> MiningWindow | None:
     mine, unify = trainer.config.mine, trainer.config.train.unify
     if mine.during != "training":
         return None
-    return MiningWindow(_gatherer(trainer, engine, _exact_sites(trainer, engine)), unify.updates - mine.updates, mine.every)
+    exact = _exact_sites(trainer, engine)
+    return MiningWindow(lambda: _gatherer(trainer, engine, exact), unify.updates - mine.updates, mine.every)
 
 
 def _mine_in_a_pass(trainer: Trainer, engine: Engine, exact: Sequence[str] = ()) -> tuple[GradientGatherer, int]:
@@ -186,12 +187,15 @@ def _mine_in_a_pass(trainer: Trainer, engine: Engine, exact: Sequence[str] = ())
     updates, per_update = trainer.config.mine.updates, trainer.config.train.micro_batches
     micro_batches = trainer.micro_batches("mine")
     gatherer = _gatherer(trainer, engine, exact)
-    with gatherer.attached(), trainer.progress("mine", updates * engine.accumulation) as bar:
-        for batch in trainer.loader(trainer.inputs.train, micro_batches, Position(), updates):
+    batches, count = trainer.loader(trainer.inputs.train, micro_batches, Position(), updates), updates * engine.accumulation
+    with gatherer.attached(), trainer.progress("mine", count) as bar, trainer.watchdog.watching("mining"):
+        for number in range(count):
+            trainer.check_stop(f"batch {number + 1} of mining")
+            batch = next(batches)
             mine_batch(engine, gatherer, batch, trainer.config.train.label_smoothing)
             bar.saw(batch)
             bar.step()
-            trainer.check_stop()
+        trainer.check_stop("the end of mining")
     return gatherer, _utterances(micro_batches, Position(), updates * per_update)
 
 
@@ -199,7 +203,7 @@ def _mined_in_training(trainer: Trainer, engine: Engine, unified: PhaseCheckpoin
     """The sums that the unified phase left in its last checkpoint; and how many utterances they should hold."""
     window = mining_window(trainer, engine)
     assert window is not None
-    unified.load_mining(window.gatherer)
+    unified.load_mining(lambda: window.gatherer)
     micro_batches, per_update = trainer.micro_batches("train"), trainer.config.train.micro_batches
     position = micro_batches.advance(Position(), window.first * per_update)
     expected = 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gdps_ds.config import Config, PhaseConfig, SelectConfig, TrainConfig
 from gdps_ds.data.sampling import length_batches
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
-from gdps_ds.distributed.watchdog import Watchdog
 from gdps_ds.evaluation.decoding import rank_share, translate
 from gdps_ds.evaluation.metrics import score_pairs
 from gdps_ds.training.checkpoint import Best, Progress
@@ -26,12 +25,16 @@ Values = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class DevSet:
-    """The dev set of a run."""
+    """The dev set of a run.
+
+    Attributes:
+        before: called with what follows, before each batch on every rank, as often on each; may raise to end the evaluation.
+    """
 
     config: Config
     comm: Communicator
     inputs: Inputs
-    watchdog: Watchdog
+    before: Callable[[str], None]
 
     def evaluate(self, engine: Engine) -> Values:
         """Everything that ``train.select`` asks of a model. Collective."""
@@ -48,11 +51,12 @@ class DevSet:
         batches = [usable[batch] for batch in found]
         with engine.evaluating():
             for indices, real in rank_share(batches, self.comm.rank, self.comm.world_size):
-                self.watchdog.beat("the dev loss")
+                self.before("the dev loss")
                 batch = self.inputs.collate([dataset[index] for index in indices])
                 values = utterance_losses(engine.forward(batch), batch, 0.0)
                 if real:
                     losses.add(batch, values)
+        self.before("the sum of the dev losses")
         return losses.reduce("the dev loss")["loss"]
 
     def bleu(self, engine: Engine) -> dict[str, float]:
@@ -61,7 +65,7 @@ class DevSet:
         settings = self.config.decode.model_copy(update={"beams": self.config.train.select.beams})
         inputs = self.inputs
         translations = translate(
-            engine, inputs.dev, inputs.tokenizer, inputs.collate, settings, lambda batch: self.watchdog.beat("the dev BLEU")
+            engine, inputs.dev, inputs.tokenizer, inputs.collate, settings, lambda batch: self.before("the dev BLEU")
         )
         rows = {name: [row for row in translations if row.source_lang == name] for name in self.config.data.languages}
         scores = {name: score_pairs(found, settings, ["BLEU"]) for name, found in rows.items()}
@@ -81,7 +85,12 @@ def better_of(best: Best | None, update: int, values: Values, select: SelectConf
 
 
 def is_over(progress: Progress, phase: PhaseConfig, train: TrainConfig) -> bool:
-    """Whether a phase has made all its updates, or as many evaluations as its patience allows without a better one."""
+    """Whether a phase has made all its updates, or as many evaluations as its patience allows without a better one.
+
+    It has not while its last evaluation is to be made.
+    """
+    if progress.pending:
+        return False
     if progress.update >= phase.updates:
         return True
     if phase.patience is None or progress.best is None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,9 +25,9 @@ from gdps_ds.distributed.watchdog import Watchdog
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.progress import Progress as ProgressBar
 from gdps_ds.reporting.tracking import Tracker
-from gdps_ds.training.checkpoint import Best, PhaseCheckpoints, Progress
+from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
 from gdps_ds.training.inputs import Inputs
-from gdps_ds.training.interrupt import Interrupted, StopSignal, leave_signals_to_the_rank
+from gdps_ds.training.interrupt import Interrupted, Interruptible, StopSignal, leave_signals_to_the_rank
 from gdps_ds.training.language_losses import LanguageLosses, NonFiniteUpdates
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.metered import MeteredBatches
@@ -32,6 +35,8 @@ from gdps_ds.training.mining import MiningWindow
 from gdps_ds.training.pcgrad import PCGrad
 from gdps_ds.training.schedule import hyperparameters
 from gdps_ds.training.selection import DevSet, better_of, is_over
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Trainer:
     ) -> Progress:
         """Train from ``start`` to update ``end`` of ``phase``, or while its patience lasts; saves on the way and at the end.
 
+        A checkpoint is written before the dev set is evaluated; ``start`` may be one whose evaluation is still to be made.
+
         Args:
             plan: what the engine's model is split by.
 
@@ -65,13 +72,17 @@ class Trainer:
             Interrupted: a signal came to some rank; on every rank, after a checkpoint.
             FloatingPointError: a loss is not finite, or a gradient is not and ``guard`` does not let it pass.
         """
-        train, checkpoints, position, best = self.config.train, self.checkpoints(name), start.position, start.best
-        gatherer = mining.gatherer if mining else None
+        train, progress, position = self.config.train, start, start.position
         micro_batches = self.micro_batches("train")
         batches = MeteredBatches(self.loader(self.inputs.train, micro_batches, position, end - start.update, self.augmentation))
         losses = LanguageLosses(self.config.data.languages, self.comm)
         nonfinite = NonFiniteUpdates(self.config.guard, self.comm)
         with self.progress(name, phase.updates, start.update) as bar, self.watchdog.watching(name):
+            if start.pending:
+                progress = self._evaluated(engine, name, start)
+                self.checkpoints(name).record(progress)
+                if is_over(progress, phase, train):
+                    return progress
             for update in range(start.update + 1, end + 1):
                 where = f"update {update} of {name}"
                 self.watchdog.beat(f"waiting for the data of {where}")
@@ -100,27 +111,63 @@ class Trainer:
                 if update % train.log_every == 0 or update == end:
                     values = losses.reduce(where) | batches.reduce(self.comm) | {"skipped": nonfinite.count()}
                     self.tracker.log(name, update, **values, lr=rates["trunk"]["lr"], gradient_norm=engine.gradient_norm)
-                if update % train.dev_every == 0 or update == phase.updates:
-                    best = self._evaluated(engine, name, update, best)
-                progress = Progress(update, position, best)
-                over = update == end or is_over(progress, phase, train)
-                wanted = progress.is_best and self.config.run.use == "best"
-                if over or stop or wanted or update % train.checkpoint_every == 0:
-                    checkpoints.save(engine, progress, plan, gatherer)
-                if over:
+                pending = update % train.dev_every == 0 or update == phase.updates
+                progress = Progress(update, position, progress.best, pending)
+                save = partial(self._save, engine, name, plan, mining)
+                progress = self._reached(engine, name, phase, progress, save, last=update == end, stop=bool(stop))
+                if is_over(progress, phase, train):
                     break
-                if stop:
-                    raise Interrupted(f"stopped by a signal after update {update} of {name}; the checkpoint is written")
-        if start.update == end:  # a phase without updates still leaves a checkpoint to start from
-            progress = start
-            checkpoints.save(engine, progress, plan, gatherer)
+        if start.update == end and not start.pending:  # a phase without updates still leaves a checkpoint to start from
+            self._save(engine, name, plan, mining, start)
         return progress
 
-    def _evaluated(self, engine: Engine, name: str, update: int, best: Best | None) -> Best:
-        """Evaluate the dev set; the best evaluation of the phase by now."""
-        found = DevSet(self.config, self.comm, self.inputs, self.watchdog).evaluate(engine)
-        self.tracker.log(name, update, **found)
-        return better_of(best, update, found, self.config.train.select)
+    def _reached(
+        self,
+        engine: Engine,
+        name: str,
+        phase: PhaseConfig,
+        progress: Progress,
+        save: Callable[[Progress], None],
+        *,
+        last: bool,
+        stop: bool,
+    ) -> Progress:
+        """After an update: first save what a signal or a kill would lose, then evaluate the dev set, where these are due.
+
+        Raises:
+            Interrupted: a signal came to some rank, by now (``stop``) or in the evaluation, which is then made on going on.
+        """
+        due = last or stop or progress.update % self.config.train.checkpoint_every == 0
+        where = f"after update {progress.update} of {name}; the checkpoint is written"
+        if due:
+            save(progress)
+        if stop:
+            raise Interrupted(f"stopped by a signal {where}")
+        if not progress.pending:
+            return progress
+        try:
+            evaluated = self._evaluated(engine, name, progress)
+        except Interrupted:
+            if not due:
+                save(progress)
+            raise Interrupted(f"stopped by a signal in the dev evaluation {where}") from None
+        if due:
+            self.checkpoints(name).record(evaluated)
+        elif is_over(evaluated, phase, self.config.train) or (evaluated.is_best and self.config.run.use == "best"):
+            save(evaluated)
+        return evaluated
+
+    def _evaluated(self, engine: Engine, name: str, progress: Progress) -> Progress:
+        """Evaluate the dev set; ``progress`` with the best evaluation of the phase by now."""
+        began = time.monotonic()
+        found = DevSet(self.config, self.comm, self.inputs, self.check_stop).evaluate(engine)
+        self.tracker.log(name, progress.update, **found, dev_seconds=round(time.monotonic() - began, 3))
+        best = better_of(progress.best, progress.update, found, self.config.train.select)
+        return replace(progress, best=best, pending=False)
+
+    def _save(self, engine: Engine, name: str, plan: SharingPlan, mining: MiningWindow | None, progress: Progress) -> None:
+        gatherer = mining.saved(progress.update) if mining else None
+        self.checkpoints(name).save(engine, progress, plan, gatherer)
 
     def checkpoints(self, name: str) -> PhaseCheckpoints:
         run = self.config.run
@@ -185,10 +232,32 @@ class Trainer:
     def collate(self) -> Collator:
         return self.inputs.collate
 
-    def check_stop(self) -> None:
-        """Outside of training there is nothing to save: end together if a signal came to any rank. Collective."""
+    def check_stop(self, doing: str) -> None:
+        """Before a batch of anything but training: the watchdog hears of it, and all end together if a signal came to any rank.
+
+        Collective: a number is summed over ranks.
+
+        Raises:
+            Interrupted: there is nothing to save.
+        """
+        self.watchdog.beat(f"waiting for other ranks before {doing}")
         if self.comm.sum_floats(self.stop.received)[0]:
-            raise Interrupted("stopped by a signal; this phase starts anew when the run is resumed")
+            raise Interrupted(f"stopped by a signal in {doing}; it starts anew when the run is resumed")
+        self.watchdog.beat(doing)
+
+    def on_main(self, what: str, compute: Callable[[], T]) -> T:
+        """:meth:`Communicator.from_main` for long work, for which the others wait up to ``guard.setup_timeout``. Collective.
+
+        Raises:
+            RankZeroError: it failed. Interrupted: a signal came to some rank.
+        """
+        guard = self.config.guard
+        self.comm.limit_waiting(max(guard.setup_timeout, guard.timeout))
+        try:
+            with self.watchdog.alone(what):
+                return Interruptible(self.comm, self.stop).from_main(compute)
+        finally:
+            self.comm.limit_waiting(guard.timeout)
 
     def _seed_dropout(self, phase: PhaseConfig, update: int, number: int) -> None:
         """Randomness is arithmetic: a micro-batch draws the same dropout at every world size, after a resume, in all arms."""

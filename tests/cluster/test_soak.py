@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.runs import losses
-from tests.end_to_end.test_kills import KILLED, STEP
+from tests.end_to_end.test_kills import DEV_BATCH, KILLED, MINING, STEP, TEST_BATCH
 from tests.launch import launch
 
 pytestmark = [pytest.mark.launcher, pytest.mark.soak]
@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.launcher, pytest.mark.soak]
 SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
 POISONED = ("--poison", "est-train-00003")
 SAVING = "gdps_ds.training.checkpoint:_described"
+SEEN = {"--die": "return code = -9", "--fail": "MemoryError: no room", "--signal": "stopped by a signal"}
+"""What shows that a fault has come, by its kind."""
 TOLERANCE = 2e-4
 """Of a loss in nats, over sums in another order at other numbers of ranks and stages."""
 
@@ -32,14 +34,14 @@ def disturbed(experiment: Path, folder: Path, chance: random.Random) -> int:
     """A run with a fault in every start, until one ends before its fault comes; gives the number of starts."""
     for number in range(1, 1000):
         ranks, stage = chance.choice([1, 2, 2, 4]), chance.choice([0, 1, 2, 3])
-        what, where = chance.choice(["--die", "--die", "--fail"]), chance.choice([STEP, STEP, SAVING])
+        what = chance.choice(list(SEEN))
+        where = chance.choice([STEP, STEP, SAVING, DEV_BATCH, MINING, TEST_BATCH])
         call = chance.randint(3, 12) if where == STEP else chance.randint(1, 2)
         fault = f"{where}:{call}:{chance.randrange(-1 if what == '--die' else 0, ranks)}"
         code, output = start(experiment, folder, what, fault, ranks=ranks, stage=stage)
         if code == 0:
             return number
-        expected = "return code = -9" if what == "--die" else "MemoryError: no room"
-        assert expected in output, f"{ranks} ranks, ZeRO {stage}, {what} {fault}:\n{output[-3000:]}"
+        assert SEEN[what] in output, f"{ranks} ranks, ZeRO {stage}, {what} {fault}:\n{output[-3000:]}"
     raise AssertionError("the run never ends")
 
 

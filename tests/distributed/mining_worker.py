@@ -42,7 +42,7 @@ def mine(comm: Communicator, settings: Path, case: str, out: Path) -> GradientGa
     engine = Engine(tiny_model(checkpointing=case == "checkpointing"), comm, load_deepspeed_file(settings), train, SITES)
     before = ShardedState(engine.deepspeed, comm).full(f"{SITES[0]}.output_dense.weight", MASTER).clone()
     gatherer = GradientGatherer(engine.module, SITES, LANGUAGES, SETTINGS, SEED, comm.device)
-    window = MiningWindow(gatherer, 0, 1)
+    window = MiningWindow(lambda: gatherer, 0, 1)
     if case in ("training", "accumulated"):
         mine_in_training(engine, window, batches(case), train.micro_batches)
     elif case == "half":

@@ -1,6 +1,7 @@
 """Rank program: ``launchers/train.py`` that kills itself at a given call of a given function.
 
 --die MODULE:FUNCTION:CALL:RANK   SIGKILL as the CALL-th call begins, on one rank, or on all (-1)
+--signal ...                      the same with SIGTERM, as a scheduler warns
 --fail ...                        the same with an exception
 --hang ...                        the same, and it never returns
 --full ...                        the same with what a full disk raises
@@ -56,6 +57,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def warn() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fail() -> None:
     raise MemoryError("no room")
 
@@ -100,7 +105,7 @@ def _taken(option: str) -> str | None:
 
 if __name__ == "__main__":
     file = Path(_taken("--pause-file") or "")
-    actions = {"--die": die, "--fail": fail, "--hang": hang, "--full": full, "--pause": partial(pause, file)}
+    actions = {"--die": die, "--signal": warn, "--fail": fail, "--hang": hang, "--full": full, "--pause": partial(pause, file)}
     for option, act in actions.items():
         if spec := _taken(option):
             intervene(spec, act)

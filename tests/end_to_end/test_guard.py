@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.runs import losses, metrics, run
-from tests.end_to_end.test_kills import KILLED, STEP
+from tests.end_to_end.test_kills import DEV_BATCH, KILLED, MINING, STEP, TEST_BATCH
 from tests.launch import launch
 
 pytestmark = pytest.mark.launcher
@@ -38,6 +38,22 @@ def test_a_rank_that_fails_or_hangs_ends_the_job_with_the_cause_last(experiment:
     assert sum("Traceback" in line for line in lines) == 1
     lines = broken(experiment, tmp_path / "run", "--die", f"{STEP}:2:1")
     assert lines[-1].startswith("train: rank 1 ended without a word: killed, out of memory, or its node lost"), lines
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (f"{DEV_BATCH}:1:1", "rank 1 stands still since \\d+ s: the dev loss"),
+        (f"{MINING}:2:1", "rank 1 stands still since \\d+ s: batch 2 of mining"),
+        ("gdps_ds.training.planning:make_plan:1:0", "rank 0 stands still since \\d+ s: planning"),
+        (f"{TEST_BATCH}:1:1", "rank 1 stands still since \\d+ s: the translation of the test set by gdps"),
+    ],
+)
+def test_a_rank_that_hangs_outside_of_training_is_named(experiment: Path, tmp_path: Path, place: str, said: str) -> None:
+    lines = broken(experiment, tmp_path / "run", "--hang", place)
+    assert re.match(f"train: {said}", lines[-1]), lines
+    assert any("in hang" in line for line in lines)
 
 
 def test_an_update_that_is_not_finite_ends_the_run_or_is_left_out(experiment: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.runs import losses, run
+from tests.end_to_end.runs import losses, metrics, run
 from tests.launch import launch
 
 pytestmark = pytest.mark.launcher
@@ -18,9 +20,15 @@ STEP = "gdps_ds.distributed.engine:Engine.step"
 SAVING = "gdps_ds.training.checkpoint"
 REPLACER = "gdps_ds.distributed.replacer"
 PHASES = "gdps_ds.training.phases"
+MINING = "gdps_ds.training.planning:mine_batch"
+DEV_BATCH = "gdps_ds.training.selection:utterance_losses"
+TEST_BATCH = "gdps_ds.evaluation.decoding:_generate"
+
+Place = tuple[str, int, int]
+"""Function, call and rank (-1 for all)."""
 
 _random = random.Random(1)
-CAMPAIGN = [  # in the order of a run: (function, call, rank; -1 for all)
+CAMPAIGN: list[Place] = [  # in the order of a run
     ("gdps_ds.training.inputs:prepare_role", 2, 0),
     ("gdps_ds.training.inputs:train_tokenizer", 1, 0),
     (STEP, _random.randint(1, 3), 1),
@@ -31,7 +39,9 @@ CAMPAIGN = [  # in the order of a run: (function, call, rank; -1 for all)
     (STEP, _random.randint(1, 3), -1),
     (f"{SAVING}:PhaseCheckpoints._prune", 1, 0),
     (f"{SAVING}:save_state", 1, -1),
-    ("gdps_ds.training.planning:mine_batch", _random.randint(1, 5), 1),
+    (DEV_BATCH, 2, 1),
+    (f"{SAVING}:PhaseCheckpoints._record", 1, 0),
+    (MINING, _random.randint(1, 5), 1),
     ("gdps_ds.distributed.gatherer:GradientGatherer.reduce", 1, 0),
     ("gdps_ds.training.planning:make_plan", 1, 0),
     (f"{REPLACER}:partitioned_blocks", 1, 1),
@@ -41,21 +51,45 @@ CAMPAIGN = [  # in the order of a run: (function, call, rank; -1 for all)
     (STEP, _random.randint(1, 3), 0),
     (f"{SAVING}:_described", 1, 0),
     (STEP, _random.randint(1, 4), 1),
-    (f"{PHASES}:translate", 1, 1),
+    (DEV_BATCH, 1, 0),
+    (MINING, 2, 0),
+    (TEST_BATCH, 2, 1),
     (f"{PHASES}:Run._score", 1, 0),
     (f"{PHASES}:restore", 1, 1),
     (STEP, _random.randint(1, 4), -1),
     (f"{PHASES}:Run._summarise", 1, 0),
 ]
+SIGNALS: list[Place] = [  # to one rank, in the order of a run, where nothing but a checkpoint or the work of rank 0 is going on
+    ("gdps_ds.training.inputs:prepare_role", 2, 0),
+    (DEV_BATCH, 2, 1),
+    (f"{SAVING}:save_state", 1, 0),
+    (DEV_BATCH, 1, 0),
+    (MINING, 3, 1),
+    ("gdps_ds.training.planning:make_plan", 1, 0),
+    (MINING, 2, 0),
+    (TEST_BATCH, 2, 1),
+    (f"{PHASES}:Run._score", 1, 0),
+]
+SMALL = "decode.max_utterances=4"
+"""Several batches of the test set on each rank: what a signal in one of them ends is the translation."""
 
 
-def killed_again_and_again(experiment: Path, folder: Path, kills: list[tuple[str, int, int]]) -> None:
-    """One run, killed at each of ``kills`` in turn and started again, and at last let be."""
-    for function, call, rank in kills:
-        code, output = launch(KILLED, "--die", f"{function}:{call}:{rank}", "--config", experiment, f"run.dir={folder}")
-        assert code != 0 and "return code = -9" in output, f"{function} was not reached:\n{output[-3000:]}"
+def stopped_again_and_again(experiment: Path, folder: Path, stops: Iterable[tuple[str, Place]], *options: str) -> None:
+    """One run, stopped by a kill (--die) or a signal (--signal) in each place in turn and started again, and at last let be."""
+    options = (*options, SMALL)
+    for what, (function, call, rank) in stops:
+        arguments = (what, f"{function}:{call}:{rank}", "--config", experiment, f"run.dir={folder}", *options)
+        code, output = launch(KILLED, *arguments)
+        expected = "return code = -9" if what == "--die" else "stopped by a signal"
+        assert code != 0 and expected in output, f"{what} {function} was not reached:\n{output[-3000:]}"
+        assert what == "--die" or "Traceback" not in output, output[-3000:]
         assert not (folder / "summary.json").exists()
-    run(experiment, folder)
+    run(experiment, folder, *options)
+
+
+def dev_lines(folder: Path) -> dict[tuple[str, int], int]:
+    """How often each phase was evaluated at each update."""
+    return Counter((phase, line["update"]) for phase in ("unified", "gdps") for line in metrics(folder, phase) if "dev" in line)
 
 
 def same_end(folder: Path, finished: Path) -> None:
@@ -66,15 +100,27 @@ def same_end(folder: Path, finished: Path) -> None:
 def test_a_run_killed_while_it_saves_and_replaces_loses_nothing_but_steps(
     finished: Path, experiment: Path, tmp_path: Path
 ) -> None:
-    killed_again_and_again(experiment, tmp_path / "run", [CAMPAIGN[number] for number in (4, 6, 10, 15, 18)])
+    stops = [("--die", CAMPAIGN[4]), ("--die", (DEV_BATCH, 2, 1)), ("--signal", (MINING, 3, 1))]
+    stops += [("--die", (f"{REPLACER}:carry_over", 1, 1)), ("--signal", (TEST_BATCH, 2, 1))]
+    stopped_again_and_again(experiment, tmp_path / "run", stops)
     same_end(tmp_path / "run", finished)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_run_killed_in_every_phase_loses_nothing_but_steps(finished: Path, experiment: Path, tmp_path: Path) -> None:
-    killed_again_and_again(experiment, tmp_path / "run", CAMPAIGN)
+    stopped_again_and_again(experiment, tmp_path / "run", [("--die", place) for place in CAMPAIGN])
     same_end(tmp_path / "run", finished)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_run_that_is_signalled_in_every_phase_loses_nothing(finished: Path, experiment: Path, tmp_path: Path) -> None:
+    """With no checkpoint but those that a signal or the end of a phase is the reason for."""
+    stops = [("--signal", place) for place in SIGNALS]
+    stopped_again_and_again(experiment, tmp_path / "run", stops, "train.checkpoint_every=100")
+    same_end(tmp_path / "run", finished)
+    assert dev_lines(tmp_path / "run") == dev_lines(finished)
 
 
 def test_a_failed_replacement_says_what_is_left(finished: Path, experiment: Path, tmp_path: Path) -> None:

@@ -205,6 +205,9 @@ def test_mining_in_training_leaves_no_trace_and_survives_a_stop(finished: Path, 
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     run(experiment, tmp_path / "stopped", *overrides)
+    # One sum whatever the number of ranks, and none before the window.
+    for saved in (tmp_path / "stopped" / "checkpoints" / "unified").glob("update-*"):
+        assert [path.name for path in saved.glob("mining*")] == ["mining.safetensors"]
     whole, stopped = (Sketches.load(tmp_path / name / "sketches.safetensors") for name in ("whole", "stopped"))
     np.testing.assert_array_equal(stopped.tokens, whole.tokens)
     for name, site in whole.sites.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 from gdps_ds.analysis.sketch import Sketches, random_projection
 from gdps_ds.config import MineConfig
 from gdps_ds.data.collate import Batch
+from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.gatherer import GradientGatherer, _exact_halves
 from gdps_ds.model.families import INPUT_LINEAR, OUTPUT_LINEAR, lanes_of
 from gdps_ds.model.routing import Router
@@ -48,6 +49,29 @@ def gather(model: torch.nn.Module, batches: list[Batch], scale: float = 1.0) -> 
     gatherer = gatherer_of(model)
     accumulate(gatherer, model, batches, scale)
     return gatherer.reduce(ALONE)
+
+
+def test_sums_collapse_onto_rank_zero_and_are_counted_once() -> None:
+    """Two ranks save a checkpoint after two batches of three each; a run of one rank goes on from it."""
+    model, batches = tiny_model().eval(), [random_batch(number) for number in range(6)]
+    ranks = [gatherer_of(model, exact=SITES[:1]) for _ in range(2)]
+    for rank, gatherer in enumerate(ranks):
+        accumulate(gatherer, model, batches[rank:4:2])
+    before = [{name: tensor.clone() for name, tensor in gatherer.state().items()} for gatherer in ranks]
+    for rank, gatherer in enumerate(ranks):
+        comm = Communicator(rank, 2, rank, torch.device("cpu"))
+        totals = iter([before[0][name] + before[1][name] for name in before[0]])
+        comm.sum = lambda tensor, totals=totals: next(totals)
+        gatherer.collapse(comm)
+    assert all(tensor.count_nonzero() == 0 for tensor in ranks[1].state().values())
+    resumed = gatherer_of(model, exact=SITES[:1])
+    resumed.load_state({name: tensor.clone() for name, tensor in ranks[0].state().items()})
+    accumulate(resumed, model, batches[4:])
+    whole = gatherer_of(model, exact=SITES[:1])
+    accumulate(whole, model, batches)
+    assert torch.equal(resumed.state()["counts"], whole.state()["counts"])
+    for name, tensor in whole.state().items():
+        torch.testing.assert_close(resumed.state()[name], tensor, rtol=0, atol=1e-5 * float(tensor.abs().max()))
 
 
 def language_gradients(batches: list[Batch], language: int, folds: set[int]) -> dict[str, Tensor]:

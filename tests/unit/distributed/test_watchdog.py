@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -127,6 +129,39 @@ def test_a_rank_that_stands_still_is_found_among_those_that_wait_for_it(capfd: p
     assert error.count("most recent call first") >= 1  # where rank 1 stands
 
 
+def test_rank_zero_alone_may_work_for_long_but_not_stand_still(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its processor time says which; the rank that waits for it is not taken for one that stands still."""
+    used, working = itertools.count(), threading.Event()
+    working.set()
+    monkeypatch.setattr(module.time, "clock_gettime", lambda clock: next(used) if working.is_set() else 0.0)
+    job = Job(2, timeout=0.5)
+    contexts = [dog.alone("planning") for dog in job.dogs]
+    for context in contexts:
+        context.__enter__()
+    until = time.monotonic() + 3 * 0.5
+    while time.monotonic() < until:
+        assert job.ended == {}
+        time.sleep(0.02)
+    working.clear()
+    job.wait()
+    assert re.match(r"train: rank 0 stands still since \d+ s: planning \(guard\.timeout: 0\.5\)", last_line(capfd))
+
+
+def test_after_the_work_of_rank_zero_ranks_have_told_of_as_many_steps_and_are_watched_as_before() -> None:
+    job = Job(2)
+    for dog in job.dogs:
+        with dog.watching("mining"):
+            with dog.alone("choosing sites"):
+                assert dog._watched is (dog is job.dogs[0])
+            assert dog._watched
+        assert not dog._watched
+    assert job.dogs[0]._beats == job.dogs[1]._beats
+    for dog in job.dogs:
+        dog.close()
+
+
 def test_a_killed_rank_is_named_by_its_silence(capfd: pytest.CaptureFixture[str]) -> None:
     job = Job(2)
     while not job.store.check(["pulse/1"]):
@@ -144,7 +179,7 @@ def test_a_store_that_has_vanished_ends_the_rank(capfd: pytest.CaptureFixture[st
     client = dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
     ended = threading.Event()
     Watchdog(client, 1, 2, 60.0, lambda code: ended.set())
-    client.wait(["pulse/1"])
+    server.wait(["pulse/1"])  # a client does one thing at a time: waiting, it would keep its watchdog from telling
     del server
     assert ended.wait(60)
     assert "train: rank 1, starting: rank 0 has gone (" in capfd.readouterr().err

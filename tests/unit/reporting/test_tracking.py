@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,8 @@ from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError
 from gdps_ds.reporting.page import Picture, Section, Table, write_page
 from gdps_ds.reporting.samples import Sample
-from gdps_ds.reporting.tracking import Tracker, flat
+from gdps_ds.reporting.tracking import Tracker, WandbRuns, flat
+from tests.launch import ROOT
 
 UNIFIED, UPDATES = 6, 4
 
@@ -153,11 +157,15 @@ def test_a_resumed_run_keeps_its_ids_and_leaves_out_what_it_repeats(tmp_path: Pa
     tracker.close()
     before = {part: run.settings.run_id for part, run in logged(tmp_path).items()}
     tracker = track()
+    tracker.log("unified", 3, loss=2.5)  # again by another attempt, to which W&B tells nothing offline
+    tracker.log("unified", 4, loss=2.0)
+    tracker.log("unified", 4, dev={"aeb": 0.5})  # which the first was stopped before
     tracker.log("unified", 6, loss=1.0)
     tracker.close()
     runs = logged(tmp_path)
     assert {part: run.settings.run_id for part, run in runs.items()} == before
-    assert [(line["_step"], line["loss"]) for line in runs["unified"].history] == [(4, 2.0), (6, 1.0)]
+    found = [(line["_step"], line.get("loss"), line.get("dev/aeb")) for line in runs["unified"].history]
+    assert found == [(4, 2.0, None), (4, None, 0.5), (6, 1.0, None)]
 
 
 def test_figures_tables_and_speech_are_media_of_the_report(tmp_path: Path, track: Callable[..., Tracker]) -> None:
@@ -218,17 +226,104 @@ def test_without_a_login_the_option_and_what_to_do_are_named(tmp_path: Path, mon
 def test_a_network_that_fails_later_ends_no_run(
     tmp_path: Path, track: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker, init = track(), wandb.init
-
     def down(**settings: Any) -> Any:
-        if settings.get("mode") != "disabled":
-            raise wandb.errors.CommError("no route")
-        return init(**settings)
+        raise wandb.errors.CommError("no route")
 
+    tracker = track()
     monkeypatch.setattr(wandb, "init", down)
     tracker.log("unified", 1, loss=1.0)
     tracker.log("unified", 2, loss=0.5)
     tracker.close()
-    assert capsys.readouterr().err.count("W&B: unified is in metrics.jsonl only: no route") == 1
+    assert said_of_wandb(capsys) == [DROPPED.format("CommError: no route")]
     assert "unified" not in logged(tmp_path)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+DROPPED = "W&B is dropped ({}); the run goes on, and metrics.jsonl has it all"
+
+
+def said_of_wandb(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B")]
+
+
+@pytest.mark.parametrize(("error", "again"), [("CommError", False), ("CommError", True), ("UsageError", True)])
+def test_only_a_new_run_without_a_login_is_refused(
+    tmp_path: Path,
+    track: Callable[..., Tracker],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: str,
+    again: bool,
+) -> None:
+    """A job that is queued again at night, or meets a network that is down, goes on without W&B."""
+
+    def refuse(**settings: Any) -> Any:
+        raise getattr(wandb.errors, error)("not now")
+
+    if again:
+        (tmp_path / "wandb-id").write_text("abcdef01")
+    monkeypatch.setattr(wandb, "init", refuse)
+    tracker = track()
+    tracker.log("unified", 1, loss=1.0)
+    tracker.close()
+    assert said_of_wandb(capsys) == [DROPPED.format(f"{error}: not now")]
+
+
+KILLED_HELPER = """
+import os, signal, sys, subprocess
+from pathlib import Path
+from gdps_ds.config import Config
+from gdps_ds.reporting.tracking import Tracker
+
+folder = Path(sys.argv[1])
+tracker = Tracker(Config.model_validate_json(sys.argv[2]), folder, is_main=True)
+tracker.log("unified", 2, loss=1.0)
+listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
+(helper,) = [line.split()[0] for line in listing if "wandb-core" in line and int(line.split()[1]) == os.getpid()]
+os.kill(int(helper), signal.SIGTERM)
+tracker.log("unified", 4, loss=1.0)
+tracker.log("gdps", 4, loss=1.0)
+tracker.log("plan", 0, digest="abc")
+tracker.show({}, folder)
+tracker.keep(folder)
+tracker.close()
+sys.exit(os.EX_TEMPFAIL)
+"""
+
+
+def test_a_helper_process_that_is_killed_ends_no_run(tmp_path: Path) -> None:
+    """As by a scheduler that signals every process of a job; nor is the process's exit code another one."""
+    (tmp_path / "plan.json").write_text("{}")
+    variables = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "PYTHONPATH": str(ROOT)}
+    settings = config(tmp_path, wandb=True, artifacts=["plan"]).model_dump_json(by_alias=True)
+    command = [sys.executable, "-c", KILLED_HELPER, str(tmp_path), settings]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("W&B")]
+    assert len(said) == 1 and said[0].startswith("W&B is dropped ("), done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["update"]) for line in lines[1:]] == [("unified", 2), ("unified", 4), ("gdps", 4), ("plan", 0)]
+
+
+@pytest.mark.parametrize("method", ["show", "show_samples", "keep", "log", "close"])
+def test_whatever_wandb_raises_it_is_dropped(
+    tmp_path: Path,
+    track: Callable[..., Tracker],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("anything\nat all")
+
+    monkeypatch.setattr(WandbRuns, "__init__", lambda self, config, folder: None)
+    for name in ("show", "show_samples", "keep", "log", "close"):
+        monkeypatch.setattr(WandbRuns, name, fail if name == method else lambda *arguments: None)
+    tracker = track()
+    tracker.log("unified", 1, loss=1.0)
+    tracker.show({}, tmp_path)
+    tracker.show_samples([Sample("a", "aeb", 0.1, None, "hello", {"gdps": "ha"}, None)])
+    tracker.keep(tmp_path)
+    tracker.close()
+    assert said_of_wandb(capsys) == [DROPPED.format("ValueError: anything")]
