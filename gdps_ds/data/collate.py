@@ -50,6 +50,7 @@ class SpeechDataset(Dataset[Example]):
         targets: label ids of each utterance (language token, pieces, ``</s>``); None decodes without references.
         languages: source languages in the order of ``data.languages``; indices refer to it.
         folds: utterances fall into this many folds by a hash of their ids (``mine.folds``).
+        rows: (M,) the utterances that training draws; None for all.
 
     Attributes:
         lengths: (N,) frames. language_ids: (N,) indices into ``languages``. Both are what ``MicroBatches`` takes.
@@ -63,13 +64,14 @@ class SpeechDataset(Dataset[Example]):
         *,
         languages: Sequence[str],
         folds: int,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         sizes = {"utterances": len(utterances), "features": len(features.lengths)}
         sizes |= {} if targets is None else {"targets": len(targets)}
         if len(set(sizes.values())) > 1:
             raise DataError(f"a dataset needs equally many {sizes}")
         self.utterances, self.features, self.targets, self.folds = UtteranceTable.of(utterances), features, targets, folds
-        self.lengths = features.lengths
+        self.lengths, self.rows = features.lengths, rows
         self.language_ids = self.utterances.language_ids(languages)
 
     def __len__(self) -> int:

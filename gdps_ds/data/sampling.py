@@ -46,14 +46,17 @@ class Draws:
 
     Args:
         languages: (N,) language index of each utterance.
+        rows: (M,) the utterances that are drawn at all; None draws all.
         temperature: language l gets draws in proportion to n_l ** (1 / temperature).
     """
 
-    def __init__(self, languages: NDArray[np.integer], *, seed: int, temperature: float) -> None:
-        counts = np.bincount(languages)
-        self.chunks = -(-len(languages) // CHUNK)
+    def __init__(self, languages: NDArray[np.integer], *, seed: int, temperature: float, rows: Indices | None = None) -> None:
+        rows = np.arange(len(languages)) if rows is None else rows
+        drawn = languages[rows]
+        counts = np.bincount(drawn)
+        self.chunks = -(-len(drawn) // CHUNK)
         self._quotas: list[int] = _quotas(counts, temperature).tolist()
-        pools = [np.flatnonzero(languages == language) for language in range(len(counts))]
+        pools = [rows[drawn == language] for language in range(len(counts))]
         self._sizes = [pool.size for pool in pools]
         # Two of each, because a chunk may straddle them.
         self._permutations = [
@@ -88,7 +91,7 @@ class MicroBatches:
 
     Args:
         lengths: (N,) frames of each utterance.
-        languages, seed, temperature: as for :class:`Draws`.
+        languages, seed, temperature, rows: as for :class:`Draws`.
         max_frames: a batch's longest utterance times its count stays within this.
 
     Raises:
@@ -104,11 +107,12 @@ class MicroBatches:
         temperature: float,
         max_frames: int,
         max_utterances: int,
+        rows: Indices | None = None,
     ) -> None:
         _check(lengths, max_frames, max_utterances)
         self._lengths, self._seed = lengths, seed
         self._max_frames, self._max_utterances = max_frames, max_utterances
-        self._draws = Draws(languages, seed=seed, temperature=temperature)
+        self._draws = Draws(languages, seed=seed, temperature=temperature, rows=rows)
         # Two, because an update may straddle them.
         self._batches_of = lru_cache(maxsize=2)(self._chunk)
 

@@ -11,7 +11,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from transformers import SeamlessM4TTokenizer
 
 from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
@@ -20,11 +19,12 @@ from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
-from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
+from gdps_ds.data.preparation import overlaps, prepared, report_with_list
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 from gdps_ds.model.families import load_config, load_tokenizer, target_ids, train_tokenizer
+from gdps_ds.training.long_targets import short_targets
 
 ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
@@ -49,7 +49,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     Raises:
         RankZeroError: there is no such checkpoint, a language of ``data.languages`` has no usable utterance in a role, or data
             cannot be read.
-        DataError: a target is longer than ``data.max_target_tokens``.
+        DataError: no target of a language is short enough for training.
         RuntimeError: on a rank that rank 0 kept waiting for longer than collectives wait; says what to do.
     """
     data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
@@ -66,7 +66,10 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
             features = _features(config, comm, utterances[role], folder / f"{role}.features")
             # Test sets are decoded without looking at references, which need not be there.
             targets = None if role == "test" else _targets(config, comm, tokenizer, utterances[role], folder / f"{role}.arrow")
-        datasets[role] = SpeechDataset(utterances[role], features, targets, languages=data.languages, folds=config.mine.folds)
+        rows = None if targets is None else short_targets(config.data, comm, utterances[role], targets, folder / role)
+        datasets[role] = SpeechDataset(
+            utterances[role], features, targets, languages=data.languages, folds=config.mine.folds, rows=rows
+        )
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
 
 
@@ -109,37 +112,39 @@ def _patience(comm: Communicator) -> Iterator[None]:
 
 
 def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence[str] = (), progress: bool = False) -> None:
-    """Write ``<role>.arrow`` and ``<role>.report.json`` unless they are there for the same settings.
+    """Write ``<role>.arrow``, ``<role>.report.json`` and ``<role>.skipped.tsv`` unless they are there for the same settings.
 
     Args:
         earlier: roles that have been prepared; the report counts utterances that they hold too.
 
     Raises:
-        DataError: nothing is left of a language; the report is written all the same.
+        DataError: nothing is left of a language; the report and the list of what was skipped are written all the same.
     """
     key, path = _key(data, role), folder / f"{role}.arrow"
     if key_of(path) == key:
         return
     print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
-    report = PreparationReport()
-    kept = prepared(
-        _read(data, role),
-        report,
-        languages=data.languages,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
-        too_long=data.too_long,
-        workers=data.workers,
-        progress=progress,
-        require_text=role != "test",
-    )
+    skipped = folder / f"{role}.skipped.tsv"
     with atomic_path(path) as partial_path:
-        write_utterances(partial_path, kept, key)
+        with report_with_list(skipped) as report:
+            kept = prepared(
+                _read(data, role),
+                report,
+                languages=data.languages,
+                min_seconds=data.min_seconds,
+                max_seconds=data.max_seconds,
+                too_long=data.too_long,
+                workers=data.workers,
+                progress=progress,
+                require_text=role != "test",
+                training=role == "train",
+            )
+            write_utterances(partial_path, kept, key)
         others = {other: UtteranceTable.open(folder / f"{other}.arrow") for other in earlier}
         shared = overlaps(UtteranceTable.open(partial_path), others)
         with atomic_write(folder / f"{role}.report.json") as file:
             json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
-        print(f"{role}:\n{report.summary(shared)}", flush=True)
+        print(f"{role}:\n{report.summary(shared, skipped)}", flush=True)
         report.require(data.languages)
 
 
@@ -201,14 +206,7 @@ def _targets(
             write_labels(path, chain.from_iterable(parts), key)
 
     comm.from_main(tokenise)
-    targets = LabelTable(path)
-    long = np.flatnonzero(targets.lengths() > data.max_target_tokens)
-    if long.size:
-        raise DataError(
-            f"data.max_target_tokens is {data.max_target_tokens}, but {long.size} targets are longer, such as "
-            f"{utterances[int(long[0])].id}'s"
-        )
-    return targets
+    return LabelTable(path)
 
 
 def label_ids(tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance]) -> list[list[int]]:

@@ -140,6 +140,7 @@ class Trainer:
             temperature=data.temperature,
             max_frames=data.max_frames,
             max_utterances=data.max_utterances,
+            rows=dataset.rows,
         )
 
     @property
