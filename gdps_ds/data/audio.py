@@ -103,31 +103,31 @@ def read_segment(path: str, offset: float = 0.0, duration: float | None = None, 
         raise AudioError(ZERO_LENGTH, path, f"duration {duration} s")
     path = existing(path)
     decoded = _decode(path, offset, duration)
-    frames, native_rate = decoded.frames, decoded.rate
-    if not np.isfinite(frames).all():
+    channels, native_rate = np.ascontiguousarray(decoded.frames.T), decoded.rate
+    if not np.isfinite(channels).all():
         raise AudioError(NOT_FINITE, path)
-    wanted = math.inf if duration is None else round(offset * native_rate) + duration * native_rate
-    missing = max(min(decoded.promised, wanted) - round(offset * native_rate) - len(frames), 0.0) / native_rate
-    opposite = _are_opposite(frames)
-    loudest = np.square(frames).sum(axis=0).argmax()
-    mono = np.ascontiguousarray(frames[:, loudest]) if opposite else frames.mean(axis=1)
+    start, length = round(offset * native_rate), channels.shape[1]
+    wanted = math.inf if duration is None else start + duration * native_rate
+    opposite = _are_opposite(channels)
+    mono = channels[np.square(channels).sum(axis=1).argmax()] if opposite else channels.mean(axis=0)
     samples = soxr.resample(mono, native_rate, rate)
     return Segment(
         samples if duration is None else samples[: round(duration * rate)],
         native_rate,
-        frames.shape[1],
-        missing,
-        opposite,
-        silent=bool((np.ptp(frames, axis=0) < SILENT_RANGE).all()),
+        len(channels),
+        missing=max(min(decoded.promised, wanted) - start - length, 0.0) / native_rate,
+        opposite=opposite,
+        silent=bool((np.ptp(channels, axis=1) < SILENT_RANGE).all()),
     )
 
 
-def _are_opposite(frames: NDArray[np.float32]) -> bool:
-    """Whether channels (frames, channels) cancel each other out."""
-    if frames.shape[1] == 1:
+def _are_opposite(channels: NDArray[np.float32]) -> bool:
+    """Whether channels (channels, samples) cancel each other out."""
+    if len(channels) == 1:
         return False
-    centred = frames - frames.mean(axis=0)
-    return bool(np.square(centred.sum(axis=1)).sum() < OPPOSITE * np.square(centred).sum())
+    centred = channels - channels.mean(axis=1, keepdims=True)
+    total = centred.sum(axis=0)
+    return bool(np.vdot(total, total) < OPPOSITE * np.vdot(centred, centred))
 
 
 def _decode(path: str, offset: float, duration: float | None) -> _Decoded:

@@ -241,6 +241,7 @@ def test_the_quietest_recording_is_no_silence(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\0\0\0\0\0", "gzip archive", "unpack it"),
         (bytes(2000), "zero bytes only", "fetch it again"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_audio_is_named_with_what_to_do(tmp_path: Path, content: bytes, kind: str, advice: str) -> None:
     for name in ("a.wav", "a.mp3", "a.flac"):
