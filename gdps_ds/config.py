@@ -83,7 +83,7 @@ class DataConfig(Section):
         "longer utterances",
     )
     max_utterances: Count = Field(64, description="most utterances in a micro-batch")
-    max_target_tokens: Count = Field(256, description="longer targets are an error at start-up")
+    max_target_tokens: Count = Field(256, description="longer targets are left out of training, and counted")
     workers: int = Field(0, ge=0, description="loader processes a rank (and for preparing data); 0 for none")
     cache_features: bool = Field(True, description="keep filter banks on disk under run.dir instead of recomputing them")
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = Field(

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     yield temporary
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+
+
+def existing(path: str) -> str:
+    """``path``, or the file that it means where names on disk are in the other Unicode normal form, NFC or NFD.
+
+    macOS writes names that it copies in NFD; most other programs write NFC. A path of which there is no such file stays.
+    """
+    if path.isascii() or Path(path).exists():
+        return path
+    found = Path()
+    for part in Path(path).parts:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        step = next((found / form for form in forms if (found / form).exists()), None)
+        if step is None:
+            return path
+        found = step
+    return str(found)
 
 
 def permit(path: Path) -> None:

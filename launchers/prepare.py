@@ -10,6 +10,9 @@ others are kept whole, what has no usable audio included, so that a translation 
 Layouts that serve many languages take a pair of them: --corpus mustc:eng-deu. A test set whose translations are not
 published is prepared with --no-references. A manifest of another corpus is only replaced with --replace: give each
 corpus an --out of its own.
+
+<out>/<split>.skipped.tsv lists every skipped utterance. Truncated and silent audio is skipped in splits with "train" in
+their names, and kept and counted in others, which are there to be translated.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import yaml
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
 from gdps_ds.data.manifest import DataError, audio_roots_of, stream_manifest, write_manifest
-from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
+from gdps_ds.data.preparation import overlaps, prepared, report_with_list
 from gdps_ds.files import atomic_path, atomic_write, digest_of
 from gdps_ds.launching import fault, location
 
@@ -56,33 +59,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_split(options: argparse.Namespace) -> None:
-    report, manifest = PreparationReport(), options.out / f"{options.split}.jsonl"
-    report_path, corpus = (
-        manifest.with_suffix(".report.json"),
-        {"layout": options.corpus, "root": os.path.realpath(options.root)},
+    manifest, skipped, report_path = (
+        options.out / f"{options.split}{suffix}" for suffix in (".jsonl", ".skipped.tsv", ".report.json")
     )
+    corpus = {"layout": options.corpus, "root": os.path.realpath(options.root)}
     if not options.replace:
         _refuse_another(manifest, report_path, corpus)
     others = {path.stem: path for path in sorted(options.out.glob("*.jsonl")) if path != manifest}
-    kept = prepared(
-        read_corpus(options.corpus, options.root, options.split),
-        report,
-        languages=options.languages,
-        min_seconds=options.min_seconds,
-        max_seconds=options.max_seconds,
-        workers=options.workers,
-        progress=sys.stderr.isatty(),
-        require_text=not options.no_references,
-        too_long=options.too_long,
-        training="train" in options.split.lower(),
-    )
     with atomic_path(manifest) as partial:
-        count = write_manifest(partial, kept)
+        with report_with_list(skipped) as report:
+            kept = prepared(
+                read_corpus(options.corpus, options.root, options.split),
+                report,
+                languages=options.languages,
+                min_seconds=options.min_seconds,
+                max_seconds=options.max_seconds,
+                workers=options.workers,
+                progress=sys.stderr.isatty(),
+                require_text=not options.no_references,
+                too_long=options.too_long,
+                training="train" in options.split.lower(),
+            )
+            count = write_manifest(partial, kept)
         shared = overlaps(stream_manifest(partial), {split: stream_manifest(path) for split, path in others.items()})
         contents = {"languages": report.to_dict(), "overlap": shared, "manifest": digest_of(partial), "corpus": corpus}
         with atomic_write(report_path) as file:
             json.dump(contents, file, indent=2, ensure_ascii=False)
-        print(report.summary(shared))
+        print(report.summary(shared, skipped))
         report.require(options.languages or report.languages, without_text=WITHOUT_TEXT)
     print(f"wrote {count} utterances to {manifest}")
     print(f"use it as {_corpus_of(options.out, audio_roots_of(manifest, options.root))}")

@@ -215,9 +215,15 @@ def _present_rows(folds: FoldCosines) -> tuple[Array, np.ndarray]:
 def _half_tokens(sketches: Sketches) -> Array:
     """(L, 2) target tokens behind each half of the neuron sketches: fold modulo 2."""
     tokens = np.stack([sketches.tokens[:, half::HALVES].sum(axis=1) for half in range(HALVES)], axis=1)
-    empty = [language for language, row in zip(sketches.languages, tokens, strict=True) if not row.all()]
-    if empty:
-        raise ValueError(f"no utterance of {', '.join(empty)} in one half of the folds; raise mine.updates")
+    if empty := [
+        f"{language} ({utterances:.0f} mined)"
+        for language, row, utterances in zip(sketches.languages, tokens, sketches.utterances.sum(axis=1), strict=True)
+        if not row.all()
+    ]:
+        raise ValueError(
+            f"no utterance of {', '.join(empty)} in one half of the folds, even or odd; raise mine.updates, so that more "
+            "of the training set is mined"
+        )
     return tokens.astype(np.float64)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +13,37 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from gdps_ds.data import mp3
+from gdps_ds.data.containers import EMPTY as EMPTY
+from gdps_ds.data.containers import GIT_LFS as GIT_LFS
+from gdps_ds.data.containers import SHORTEN as SHORTEN
+from gdps_ds.data.containers import UNREADABLE as UNREADABLE
+from gdps_ds.data.containers import StreamedWav, kind_of, knows_length, promised_frames, streamed_wav
 from gdps_ds.data.manifest import DataError
+from gdps_ds.files import existing
 
 SAMPLE_RATE = 16_000
 """Samples a second that SeamlessM4T's features are defined on."""
 
 MISSING = "missing file"
-UNREADABLE = "unreadable"
-GIT_LFS = "Git-LFS pointer"
-SHORTEN = "shorten-compressed SPHERE file; convert it with sph2pipe"
-EMPTY = "empty audio"
 ZERO_LENGTH = "zero-length segment"
 BEYOND_END = "segment beyond the end"
+CUT_OFF = "in the missing part of a truncated or damaged file"
 NOT_FINITE = "NaN or infinite samples"
+
+BLOCK = 2**20
+"""Frames that are read together where a file does not say how many there are."""
+LEAD_SECONDS = 1.0
+"""Audio that is decoded before a segment of an MP3 file with frames that cannot be followed, and thrown away."""
+SILENT_RANGE = 2.0**-15
+"""Difference between the largest and the smallest sample below which there is no signal: one step of 16 bits."""
+OPPOSITE = 0.2
+"""Energy of the sum of channels over the sum of their energies: 2 where two are alike, 1 where they have nothing to do with
+each other, 0 where they cancel out. Below this, their mean is not what was said."""
 
 
 class AudioError(DataError):
-    """Audio that cannot be used; ``reason`` is one of the constants above, fit for counting."""
+    """Audio that cannot be used; ``reason`` is one of the constants above or in ``containers``, fit for counting."""
 
     def __init__(self, reason: str, path: str, detail: str = "") -> None:
         super().__init__(reason, path, detail)
@@ -41,11 +55,32 @@ class AudioError(DataError):
 
 @dataclass(frozen=True)
 class Segment:
-    """Decoded speech, and what the file held before: its own rate and number of channels."""
+    """Decoded speech, and what the file held before.
+
+    Attributes:
+        samples: (samples,) mono.
+        native_rate: samples a second in the file. channels: those of the file.
+        missing: seconds of the segment that the file has by its own header, and that are not there; infinity where the file is
+            cut off and nothing tells how much it has lost.
+        opposite: the channels cancel each other out, and the loudest alone was taken.
+        silent: there is no signal in any channel.
+    """
 
     samples: NDArray[np.float32]
     native_rate: int
     channels: int
+    missing: float = 0.0
+    opposite: bool = False
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """(frames, channels) of a segment, and the frame up to which the file goes by its header."""
+
+    frames: NDArray[np.float32]
+    rate: int
+    promised: float
 
 
 def load_audio(path: str, offset: float = 0.0, duration: float | None = None, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
@@ -54,55 +89,112 @@ def load_audio(path: str, offset: float = 0.0, duration: float | None = None, ra
 
 
 def read_segment(path: str, offset: float = 0.0, duration: float | None = None, rate: int = SAMPLE_RATE) -> Segment:
-    """Read ``duration`` seconds from ``offset`` on (None: to the end), without reading the rest of the file.
+    """Read ``duration`` seconds from ``offset`` on (None: to the end), without decoding the rest of the file.
 
-    A segment that only ends beyond the file gives the samples there are; so does a header that declares more bytes
-    than follow it. Otherwise there are exactly ``round(duration * rate)`` samples.
+    A segment that only ends beyond the file gives the samples there are; so does a file that is cut off, or whose header
+    does not say how long it is. Otherwise there are exactly ``round(duration * rate)`` samples. Those of a segment are the
+    same as in the whole file, up to the rounding of the decoder. A name in another Unicode normal form than the file's is
+    found.
 
     Raises:
         AudioError: nothing can be read.
     """
     if duration is not None and round(duration * rate) == 0:
         raise AudioError(ZERO_LENGTH, path, f"duration {duration} s")
-    with _open(path) as file:
-        start = round(offset * file.samplerate)
-        if file.frames == 0:
-            raise AudioError(EMPTY, path)
-        if start >= file.frames:
-            raise AudioError(BEYOND_END, path, f"offset {offset} s of {file.frames / file.samplerate:.3f} s")
-        file.seek(start)
-        # One sample more than asked for, so that rounding between the rates never leaves the segment short.
-        wanted = -1 if duration is None else math.ceil(duration * file.samplerate) + 1
-        samples = file.read(wanted, dtype="float32", always_2d=True)
-        native_rate, channels = file.samplerate, file.channels
-    if len(samples) == 0:
-        raise AudioError(EMPTY, path)
-    if not np.isfinite(samples).all():
+    path = existing(path)
+    decoded = _decode(path, offset, duration)
+    channels, native_rate = np.ascontiguousarray(decoded.frames.T), decoded.rate
+    if not np.isfinite(channels).all():
         raise AudioError(NOT_FINITE, path)
-    mono = soxr.resample(samples.mean(axis=1), native_rate, rate)
-    return Segment(mono if duration is None else mono[: round(duration * rate)], native_rate, channels)
+    start, length = round(offset * native_rate), channels.shape[1]
+    wanted = math.inf if duration is None else start + duration * native_rate
+    opposite = _are_opposite(channels)
+    mono = channels[np.square(channels).sum(axis=1).argmax()] if opposite else channels.mean(axis=0)
+    samples = soxr.resample(mono, native_rate, rate)
+    return Segment(
+        samples if duration is None else samples[: round(duration * rate)],
+        native_rate,
+        len(channels),
+        missing=max(min(decoded.promised, wanted) - start - length, 0.0) / native_rate,
+        opposite=opposite,
+        silent=bool((np.ptp(channels, axis=1) < SILENT_RANGE).all()),
+    )
+
+
+def _are_opposite(channels: NDArray[np.float32]) -> bool:
+    """Whether channels (channels, samples) cancel each other out."""
+    if len(channels) == 1:
+        return False
+    centred = channels - channels.mean(axis=1, keepdims=True)
+    total = centred.sum(axis=0)
+    return bool(np.vdot(total, total) < OPPOSITE * np.vdot(centred, centred))
+
+
+def _decode(path: str, offset: float, duration: float | None) -> _Decoded:
+    """What there is of a segment: one frame at least."""
+    with _open(path) as file:
+        start, rate = round(offset * file.samplerate), file.samplerate
+        # One frame more than asked for, so that rounding between the rates never leaves the segment short.
+        wanted = None if duration is None else math.ceil(duration * rate) + 1
+        index = mp3.frames_of(path) if file.format == "MP3" and (start or not mp3.has_index(path)) else None
+        if index is not None:
+            wanted = index.length - start if wanted is None else wanted
+            found = mp3.decode(path, index, start, wanted) if start < index.length else None
+            promised = float(file.frames) if mp3.has_index(path) else 0.0
+        else:
+            promised = promised_frames(path, file)
+            found, damaged = _read(file, start, wanted)
+            promised = math.inf if damaged and not knows_length(file) else promised
+    if found is not None and len(found):
+        return _Decoded(found, rate, promised)
+    if start < promised:
+        raise AudioError(CUT_OFF, path, f"offset {offset} s")
+    raise AudioError(BEYOND_END if start else EMPTY, path, f"offset {offset} s" if start else "")
+
+
+def _read(file: soundfile.SoundFile, start: int, wanted: int | None) -> tuple[NDArray[np.float32] | None, bool]:
+    """Up to ``wanted`` frames from ``start`` on (None where that is beyond the end), and whether an error has ended them.
+
+    libsndfile fails at the place where a file is cut off, and soundfile after the last frame of a FLAC file that does not say
+    how many it has; neither tells how many frames came before. The buffer shows it: what was not written is NaN.
+    """
+    if knows_length(file):
+        wanted = min(file.frames - start, math.inf if wanted is None else wanted)
+        if wanted <= 0:
+            return None, False
+    lead = min(start, round(LEAD_SECONDS * file.samplerate)) if file.format == "MP3" else 0
+    try:
+        file.seek(start - lead)
+    except soundfile.LibsndfileError:
+        return None, False
+    wanted, parts, count = None if wanted is None else int(wanted) + lead, [], 0
+    while wanted is None or count < wanted:
+        size = BLOCK if wanted is None else wanted - count if knows_length(file) else min(BLOCK, wanted - count)
+        block = np.full((size, file.channels), np.nan, dtype=np.float32)
+        try:
+            found, error = file.buffer_read_into(block, dtype="float32"), None
+        except soundfile.LibsndfileError as caught:
+            found, error = int(np.argmax(np.append(np.isnan(block[:, 0]), True))), caught
+        parts.append(block[:found])
+        count += found
+        if found < size or error is not None:
+            return np.concatenate(parts)[lead:], error is not None and error.code != _SEEK_FAILED
+    return np.concatenate(parts)[lead:], False
+
+
+_SEEK_FAILED = 39
+"""libsndfile's error where soundfile seeks to the end of what it has read, and the file does not say where its end is."""
 
 
 @contextmanager
 def _open(path: str) -> Iterator[soundfile.SoundFile]:
     if not Path(path).is_file():
         raise AudioError(MISSING, path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise AudioError(_reason(Path(path)), path, error.error_string) from None
-
-
-def _reason(path: Path) -> str:
-    """Why libsndfile refuses a file that is there."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(1024)
-    except OSError:
-        return UNREADABLE
-    if not start:
-        return EMPTY
-    if start.startswith(b"NIST_1A") and b"shorten" in start:
-        return SHORTEN
-    return GIT_LFS if start.startswith(b"version https://git-lfs") else UNREADABLE
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(soundfile.SoundFile(path))
+            if file.frames == 0 and (place := streamed_wav(path)) is not None:
+                file = stack.enter_context(soundfile.SoundFile(StreamedWav(path, place)))
+        except (soundfile.LibsndfileError, TypeError) as error:  # the latter for names that soundfile takes as raw samples
+            raise AudioError(kind_of(Path(path)), path, getattr(error, "error_string", "")) from None
+        yield file

@@ -27,7 +27,7 @@ from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, load_audio
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.parallel import map_in_order
 from gdps_ds.data.table import UtteranceTable
-from gdps_ds.files import atomic_folder
+from gdps_ds.files import atomic_folder, existing
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -45,8 +45,8 @@ ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 VARIANCE_FLOOR = 1e-7
 BLOCK = 64
 """Windows at a time: memory of this size stays in the cache, which makes up a third of the speed."""
-REVISION = 2
-"""Raised whenever :func:`log_mel` gives other numbers, so that stores of older ones are built again."""
+REVISION = 3
+"""Raised whenever :func:`log_mel` or :func:`waveform_of` gives other numbers, so that stores of older ones are built again."""
 
 
 def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -279,7 +279,7 @@ def _key(utterances: Sequence[Utterance]) -> str:
             digest.update(json.dumps([utterance.id, 0.0]).encode())
             continue
         try:
-            status = Path(utterance.audio).stat()
+            status = Path(existing(utterance.audio)).stat()
         except FileNotFoundError:
             raise AudioError(MISSING, utterance.audio) from None
         entry = [

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gdps_ds.files import atomic_write
+from gdps_ds.files import atomic_write, existing
 
 MAX_LISTED_FAULTS = 20
 MAX_AUDIO_ROOTS = 8
@@ -118,7 +118,7 @@ def stream_manifest(
 
 
 def _outside(audio: Path, allowed: Sequence[str]) -> list[str]:
-    real = os.path.realpath(audio)
+    real = os.path.realpath(existing(str(audio)))
     if any(Path(real).is_relative_to(root) for root in allowed):
         return []
     return [f"audio {real} lies outside of {', '.join(allowed)}, which data.corpora.*.audio_roots can extend"]

@@ -21,7 +21,7 @@ from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
-from gdps_ds.data.preparation import PreparationReport, overlaps, prepared
+from gdps_ds.data.preparation import overlaps, prepared, report_with_list
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.evaluation.decoding import oversized
@@ -32,15 +32,13 @@ from gdps_ds.model.families import check_model, load_config
 from gdps_ds.model.pretrained import UnfitCheckpointError
 from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
 from gdps_ds.training.targets import require_codes, require_known, write_label_report
+from gdps_ds.training.trainable import EMPTY_TARGET, is_empty, trainable_rows
 
 ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
 """SeamlessM4T's ``decoder_start_token_id`` and ``pad_token_id``, the same in every checkpoint of the family."""
 TOKENISED_TOGETHER = 1024
 WITHOUT_TEXT = "only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references"
-FRAME_OF_LABELS = 2
-"""A language token and ``</s>``: what labels hold beside a text."""
-EMPTY_TARGET = "with a target that the tokenizer makes nothing of"
 NOTES = "notes.txt"
 """Beside the data: lines on what evaluations leave out."""
 
@@ -62,7 +60,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     Raises:
         RankZeroError: there is no such checkpoint, a language of ``data.languages`` has no usable utterance in a role, or data
             cannot be read.
-        DataError: a target is longer than ``data.max_target_tokens``.
+        DataError: no target of a language is short enough for training.
         RuntimeError: on a rank that rank 0 kept waiting for longer than collectives wait; says what to do.
     """
     data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
@@ -80,26 +78,12 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
             features = _features(config, comm, utterances[role], folder / f"{role}.features")
             # Test sets are decoded without looking at references, which need not be there.
             targets = None if role == "test" else _targets(config, comm, tokenizer, utterances[role], folder / f"{role}.arrow")
-        rows = spoken_targets(data, utterances[role], targets) if role == "train" and targets is not None else None
+        rows = None if targets is None else trainable_rows(data, comm, utterances[role], targets, folder / role)
         datasets[role] = SpeechDataset(
             utterances[role], features, targets, languages=data.languages, folds=config.mine.folds, rows=rows
         )
     comm.from_main(lambda: _take_note(config, datasets, folder / NOTES))
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
-
-
-def spoken_targets(data: DataConfig, utterances: UtteranceTable, targets: LabelTable) -> NDArray[np.int64] | None:
-    """The utterances (M,) of a training set whose targets are more than a language token; None for all.
-
-    Raises:
-        DataError: a language has none.
-    """
-    spoken = targets.lengths() > FRAME_OF_LABELS
-    left = np.bincount(utterances.language_ids(data.languages)[spoken], minlength=len(data.languages))
-    if not left.all():
-        names = ", ".join(language for language, count in zip(data.languages, left, strict=True) if count == 0)
-        raise DataError(f"the tokenizer makes nothing of any target of {names} in the training set")
-    return None if spoken.all() else np.flatnonzero(spoken)
 
 
 def left_out_of_loss(dev: SpeechDataset, data: DataConfig) -> dict[str, NDArray[np.bool_]]:
@@ -108,7 +92,7 @@ def left_out_of_loss(dev: SpeechDataset, data: DataConfig) -> dict[str, NDArray[
     return {
         "no audio of a frame": dev.lengths == 0,
         "longer than data.max_frames": dev.lengths > data.max_frames,
-        EMPTY_TARGET: dev.targets.lengths() <= FRAME_OF_LABELS,
+        EMPTY_TARGET: is_empty(dev.targets.lengths()),
     }
 
 
@@ -145,9 +129,8 @@ def _take_note(config: Config, datasets: Mapping[str, SpeechDataset], path: Path
 
 
 def _empty_targets(train: SpeechDataset, languages: Sequence[str]) -> list[str]:
-    if train.rows is None:
-        return []
-    left_out = np.bincount(np.delete(train.language_ids, train.rows), minlength=len(languages)).tolist()
+    assert isinstance(train.targets, LabelTable)
+    left_out = np.bincount(train.language_ids[is_empty(train.targets.lengths())], minlength=len(languages)).tolist()
     return [f"{name}: {count} {EMPTY_TARGET}, not trained on" for name, count in zip(languages, left_out, strict=True) if count]
 
 
@@ -214,38 +197,39 @@ def _patience(comm: Communicator) -> Iterator[None]:
 
 
 def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence[str] = (), progress: bool = False) -> None:
-    """Write ``<role>.arrow`` and ``<role>.report.json`` unless they are there for the same settings.
+    """Write ``<role>.arrow``, ``<role>.report.json`` and ``<role>.skipped.tsv`` unless they are there for the same settings.
 
     Args:
         earlier: roles that have been prepared; the report counts utterances that they hold too.
 
     Raises:
-        DataError: nothing is left of a language; the report is written all the same.
+        DataError: nothing is left of a language; the report and the list of what was skipped are written all the same.
     """
     key, path = _key(data, role), folder / f"{role}.arrow"
     if key_of(path) == key:
         return
     print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
-    report = PreparationReport()
-    kept = prepared(
-        _read(data, role),
-        report,
-        languages=data.languages,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
-        too_long=data.too_long,
-        workers=data.workers,
-        progress=progress,
-        require_text=role != "test",
-        training=role == "train",
-    )
+    skipped = folder / f"{role}.skipped.tsv"
     with atomic_path(path) as partial_path:
-        write_utterances(partial_path, kept, key)
+        with report_with_list(skipped) as report:
+            kept = prepared(
+                _read(data, role),
+                report,
+                languages=data.languages,
+                min_seconds=data.min_seconds,
+                max_seconds=data.max_seconds,
+                too_long=data.too_long,
+                workers=data.workers,
+                progress=progress,
+                require_text=role != "test",
+                training=role == "train",
+            )
+            write_utterances(partial_path, kept, key)
         others = {other: UtteranceTable.open(folder / f"{other}.arrow") for other in earlier}
         shared = overlaps(UtteranceTable.open(partial_path), others)
         with atomic_write(folder / f"{role}.report.json") as file:
             json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
-        print(f"{role}:\n{report.summary(shared)}", flush=True)
+        print(f"{role}:\n{report.summary(shared, skipped)}", flush=True)
         report.require(data.languages, without_text=WITHOUT_TEXT)
 
 
@@ -313,14 +297,7 @@ def _targets(
         require_known(report, source.stem)
 
     comm.from_main(tokenise)
-    targets = LabelTable(path)
-    long = np.flatnonzero(targets.lengths() > data.max_target_tokens)
-    if long.size:
-        raise DataError(
-            f"data.max_target_tokens is {data.max_target_tokens}, but {long.size} targets are longer, such as "
-            f"{utterances[int(long[0])].id}'s"
-        )
-    return targets
+    return LabelTable(path)
 
 
 def label_ids(tokenizer: SeamlessM4TTokenizer, utterances: Sequence[Utterance]) -> list[list[int]]:

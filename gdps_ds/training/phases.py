@@ -41,7 +41,7 @@ from gdps_ds.training.checkpoint import Checkpoint, Progress
 from gdps_ds.training.inputs import with_loss
 from gdps_ds.training.loss import utterance_losses
 from gdps_ds.training.pcgrad import PCGrad, require_stage_zero
-from gdps_ds.training.planning import check_planning, decide, given_plan, mine_again, mining_window
+from gdps_ds.training.planning import check_folds, check_planning, decide, given_plan, mine_again, mining_window
 from gdps_ds.training.run_dir import plan_path
 from gdps_ds.training.selection import is_over
 from gdps_ds.training.trainer import Trainer
@@ -63,6 +63,7 @@ class Run:
         self._settings = load_deepspeed_file(self.config.deepspeed)
         if PCGRAD in self.config.run.arms:
             require_stage_zero(self._settings, self.config.deepspeed)
+        self.comm.from_main(lambda: check_folds(self.config, trainer.inputs.train))
 
     def execute(self) -> dict[str, Any]:
         """Do what is not done yet; gives the summary. Collective."""

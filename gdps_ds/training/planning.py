@@ -13,8 +13,9 @@ from gdps_ds.analysis.arms import GDPS, UNIFORM, Origin, arm_plan
 from gdps_ds.analysis.capacity import shared_width
 from gdps_ds.analysis.planner import make_plan, sites_to_split
 from gdps_ds.analysis.sites import offered_sites
-from gdps_ds.analysis.sketch import Sketches
+from gdps_ds.analysis.sketch import HALVES, Sketches, fold_of
 from gdps_ds.config import Config
+from gdps_ds.data.collate import SpeechDataset
 from gdps_ds.data.sampling import MicroBatches, Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
@@ -106,6 +107,35 @@ def _write_plans(config: Config, folder: Path, arms: Sequence[str]) -> None:
         if arm != GDPS:
             plan_path(folder, arm).parent.mkdir(exist_ok=True)
             arm_plan(arm, origin).save(plan_path(folder, arm))
+
+
+def check_folds(config: Config, train: SpeechDataset) -> None:
+    """Every language has utterances in both halves of the folds, without which mining cannot tell its gradient from noise.
+
+    More mining does not help where the training set holds no other utterances, so that this shows before anything is trained.
+
+    Raises:
+        ValueError: names the languages, how many utterances they have, and the options that help.
+    """
+    mined = set(config.run.arms) - ({UNIFORM} if config.plan.from_file is None else {UNIFORM, GDPS})
+    if not mined or len(config.data.languages) == 1:
+        return
+    rows = np.arange(len(train)) if train.rows is None else train.rows
+    ids, poor = train.language_ids[rows], []
+    for index, language in enumerate(config.data.languages):
+        own, halves = rows[ids == index], set()
+        for row in own:
+            halves.add(fold_of(train.utterances[int(row)].id, train.folds) % HALVES)
+            if len(halves) == HALVES:
+                break
+        else:
+            poor.append(f"{language} ({len(own)} utterances)")
+    if poor:
+        raise ValueError(
+            f"mining needs utterances of every language in an even and in an odd one of the {train.folds} folds (mine.folds) "
+            f"that ids fall into, and the training set has none in one of the two for {', '.join(poor)}; add utterances, leave "
+            "the language out of data.languages, give a plan (plan.from), or train run.arms=[uniform] alone"
+        )
 
 
 def given_plan(comm: Communicator, path: str | Path) -> SharingPlan:

@@ -52,8 +52,6 @@ def test_channels_are_averaged_before_anything_else(tmp_path: Path) -> None:
     stereo = write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 44100)
     mono = write(tmp_path / "mono.wav", (left + right) / 2, 44100)
     np.testing.assert_allclose(load_audio(stereo), load_audio(mono), atol=1e-6)
-    opposite = write(tmp_path / "opposite.wav", np.stack([left, -left], axis=1), 44100)
-    assert np.abs(load_audio(opposite)).max() < 1e-6
 
 
 def test_the_native_format_is_reported(tmp_path: Path) -> None:

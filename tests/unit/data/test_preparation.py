@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ def corpus(tmp_path: Path) -> list[Utterance]:
         plain,
         replace(plain, id="stereo", audio=stereo, source_lang="est"),
         replace(plain, id="segment", offset=0.5, duration=0.25),
-        replace(plain, id="runs over", offset=0.5, duration=1.0),
+        replace(plain, id="runs over", offset=0.5, duration=0.55),
+        replace(plain, id="runs far over", offset=0.5, duration=0.65),
         replace(plain, id="missing", audio=str(tmp_path / "nowhere.wav")),
         replace(plain, id="broken", audio=str(tmp_path / "broken.wav")),
         replace(plain, id="pointer", audio=str(tmp_path / "pointer.wav"), source_lang="gle"),
@@ -70,6 +72,7 @@ def test_every_utterance_is_kept_or_counted_by_language_and_reason(corpus: list[
         audio.UNREADABLE: 1,
         audio.ZERO_LENGTH: 1,
         audio.BEYOND_END: 1,
+        preparation.OVERRUN: 1,
         preparation.NO_TEXT: 2,
         preparation.TOO_SHORT: 1,
         preparation.TOO_LONG: 2,
@@ -141,7 +144,7 @@ def test_a_talk_of_hours_is_not_decoded_to_see_that_it_is_too_long(
         return original(path, offset, duration)
 
     monkeypatch.setattr(preparation, "read_segment", recording)
-    prepare([replace(corpus[13], duration=None)], languages=None, **LIMITS)
+    prepare([replace(corpus[14], duration=None)], languages=None, **LIMITS)
     assert seconds == [3.0]
 
 
@@ -204,6 +207,7 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
         "cut": 0,
         "shortened": 0,
         "unreferenced": 0,
+        "notes": {},
         "lengths": {"1": 1},
         "skipped": {},
         "untranslatable": {},
@@ -212,7 +216,7 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
         "channels": {"2": 1},
     }
     summary = report.summary({}).splitlines()
-    assert summary[1].split()[:5] == ["bem", "3", "0.00", "10", "1"]
+    assert summary[1].split()[:5] == ["bem", "3", "0.00", "11", "1"]
     assert summary[2].split(maxsplit=1)[0] == "2"
     assert any(line.endswith("too long: long, talk") for line in summary)
     assert "44100 Hz, 2 channel(s)" in report.summary({})
@@ -275,7 +279,41 @@ def test_the_launcher_writes_manifest_and_report(
         "manifest": digest_of(tmp_path / "out" / "train.jsonl"),
         "corpus": {"layout": "manifest", "root": str(tmp_path / "raw")},
     }
-    assert report.summary({}) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert report.summary({}) in shown
+    assert f"every skipped utterance is listed in {tmp_path / 'out' / 'train.skipped.tsv'}" in shown
+
+
+def test_every_skipped_utterance_is_listed(main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance]) -> None:
+    """Also where there are more of a reason than the report has examples, and where nothing is left."""
+    blank = [replace(corpus[9], id=f"blank {number}", target_text="\t") for number in range(9)]
+    write_manifest(tmp_path / "raw" / "train.jsonl", [*corpus[:-1], *blank])
+    options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", "train", "--out", str(tmp_path / "out")]
+    for languages, code in ((["bem", "est"], 0), (["gle"], 2)):
+        assert main([*options, "--languages", *languages, "--max-seconds", "2"]) == code
+        header, *lines = (tmp_path / "out" / "train.skipped.tsv").read_text(encoding="utf-8").splitlines()
+        assert header == "id\tlanguage\treason\tfile"
+        kept, report = prepare([*corpus[:-1], *blank], languages=languages, **LIMITS)
+        assert {line.split("\t")[0] for line in lines} == {row.id for row in [*corpus[:-1], *blank]} - {row.id for row in kept}
+        counted = Counter((language, reason) for _, language, reason, _ in (line.split("\t") for line in lines))
+        assert counted == Counter(
+            {(name, reason): count for name, part in report.languages.items() for reason, count in part.skipped.items()}
+        )
+
+
+def test_the_launcher_keeps_what_is_to_be_translated(
+    main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    for split, left in (("train", ["good"]), ("dev", ["good", "silent"])):
+        write_manifest(
+            tmp_path / "raw" / f"{split}.jsonl",
+            [corpus[0], replace(corpus[0], id="silent", audio=str(tmp_path / "silent.wav"))],
+        )
+        options = ["--corpus", "manifest", "--root", str(tmp_path / "raw"), "--split", split, "--out", str(tmp_path / "out")]
+        assert main(options) == 0
+        assert [row.id for row in read_manifest(tmp_path / "out" / f"{split}.jsonl")] == left
+    assert f"1  kept, but {preparation.SILENT}" in capsys.readouterr().out
 
 
 def test_splits_that_share_utterances_are_told_of(

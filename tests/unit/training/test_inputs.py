@@ -126,7 +126,8 @@ def test_a_failed_preparation_leaves_its_report_and_is_done_again(config: Config
     for _ in range(2):
         with pytest.raises(RankZeroError, match="gle: none in the corpora, which have bem, mdw"):
             load_inputs(wanted, ALONE)
-    assert [path.name for path in (Path(config.run.dir) / "data").iterdir()] == ["train.report.json"]
+    left = sorted(path.name for path in (Path(config.run.dir) / "data").iterdir())
+    assert left == ["train.report.json", "train.skipped.tsv"]
 
 
 def test_ranks_meet_as_often_whatever_files_they_see(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +186,61 @@ def test_roles_that_share_utterances_are_told_of(config: Config, capsys: pytest.
     assert "4 of them are in dev too" in capsys.readouterr().out
 
 
-def test_long_targets_are_refused_with_an_example(config: Config) -> None:
-    with pytest.raises(DataError, match=r"data\.max_target_tokens is 4, but \d+ targets are longer, such as train-0's"):
+def test_long_targets_are_left_out_of_training_and_counted(
+    config: Config, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = " ".join(DAYS * 4)
+    for split, numbers in (("train", (3, 8)), ("dev", (1,))):
+        rows = read_manifest(corpus / f"{split}.jsonl")
+        write_manifest(
+            corpus / f"{split}.jsonl",
+            [replace(row, target_text=long) if number in numbers else row for number, row in enumerate(rows)],
+        )
+    found = load_inputs(with_data(config, max_target_tokens=40), ALONE)
+    lengths = [len(found.train[index].labels) for index in range(14)]
+    assert [index for index, length in enumerate(lengths) if length > 40] == [3, 8]
+    drawn = Trainer(config, ALONE, found, None, None, None).micro_batches("train")  # type: ignore[arg-type]
+    for epoch in range(3):
+        assert sorted(np.concatenate(list(drawn.epoch(epoch)))) == [index for index in range(14) if index not in (3, 8)]
+    assert len(found.dev) == 4 and found.dev.rows is None
+
+    data = Path(config.run.dir) / "data"
+    counts = {role: json.loads((data / f"{role}.report.json").read_text())["long_targets"] for role in ("train", "dev")}
+    assert counts == {"train": {"bem": 1, "mdw": 1}, "dev": {"mdw": 1}}
+    listed = [line.split("\t")[:3] for line in (data / "train.long-targets.tsv").read_text().splitlines()]
+    reason = "target longer than data.max_target_tokens"
+    assert listed == [["id", "language", "reason"], ["train-3", "mdw", reason], ["train-8", "bem", reason]]
+    shown = capsys.readouterr().out
+    assert "train: 2 targets have more than 40 tokens (data.max_target_tokens), left out of training: bem 1, mdw 1" in shown
+    assert "dev: 1 targets have more than 40 tokens (data.max_target_tokens), kept: the dev loss is over all targets" in shown
+
+    again = load_inputs(config, ALONE)
+    assert again.train.rows is None and not list(data.glob("*.long-targets.tsv"))
+    assert json.loads((data / "train.report.json").read_text())["long_targets"] == {}
+
+
+def test_a_language_whose_targets_are_all_too_long_is_refused(config: Config) -> None:
+    with pytest.raises(
+        DataError,
+    message = r"data\.max_target_tokens is 4: no target of bem is left to train on \(7 target longer .* such as train-0's"
+    with pytest.raises(DataError, match=message):
+    ):
         load_inputs(with_data(config, max_target_tokens=4), ALONE)
+
+
+def test_what_training_leaves_out_is_kept_to_be_translated(config: Config, corpus: Path) -> None:
+    """A truncated file in each role: the dev and test sets keep it; every skipped utterance is listed."""
+    for split in ("train", "dev", "test"):
+        path = corpus / split / "2.wav"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = load_inputs(config, ALONE)
+    assert (len(found.train), len(found.dev), len(found.test)) == (13, 4, 4)
+    data = Path(config.run.dir) / "data"
+    listed = {role: (data / f"{role}.skipped.tsv").read_text().splitlines()[1:] for role in ("train", "dev", "test")}
+    audio = corpus / "train" / "2.wav"
+    assert listed == {"train": [f"train-2\tbem\ttruncated or damaged file\t{audio}"], "dev": [], "test": []}
+    report = json.loads((data / "dev.report.json").read_text())["languages"]["bem"]
+    assert report["notes"] == {"truncated or damaged file": 1}
 
 
 def test_a_rank_that_waited_too_long_says_what_to_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

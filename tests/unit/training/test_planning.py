@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from transformers import SeamlessM4TForSpeechToText
 
-from gdps_ds.analysis.sketch import SiteSketch, Sketches
+from gdps_ds.analysis.sketch import SiteSketch, Sketches, fold_of
 from gdps_ds.config import Config
+from gdps_ds.data.collate import SpeechDataset
+from gdps_ds.data.manifest import Utterance
 from gdps_ds.plan import PlanError
 from gdps_ds.training import planning
 from gdps_ds.training.loss import utterance_losses
-from gdps_ds.training.planning import check_planning, mine_again, require_gradients
+from gdps_ds.training.planning import check_folds, check_planning, mine_again, require_gradients
 from tests.tiny import ALONE, HIDDEN, LANGUAGES, SITES, random_batch, tiny_model, tiny_plan
 
 FITTING = {"plan": {"round_to": 8}}
@@ -181,3 +183,42 @@ def test_a_sketch_of_zeros_names_site_and_language() -> None:
         require_gradients(sketches)
     sketches.tokens[2] = 0
     require_gradients(sketches)  # nothing of it was mined, which planning tells of
+
+
+def training_set(rows: np.ndarray | None = None, **counts: int) -> SpeechDataset:
+    """As many utterances of each language as ``counts`` says."""
+    ids = [(language, f"{language}-{number}") for language, count in counts.items() for number in range(count)]
+    utterances = [Utterance(name, "a.wav", language, "eng", "x", duration=1.0) for language, name in ids]
+    return SpeechDataset(utterances, Frames(len(ids)), None, languages=LANGUAGES, folds=10, rows=rows)
+
+
+class Frames:
+    """Features that are not looked at."""
+
+    def __init__(self, count: int) -> None:
+        self.lengths = np.ones(count, dtype=np.int32)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+def test_a_language_that_mining_cannot_measure_is_refused_with_what_helps() -> None:
+    """The first six ids of bem fall into odd folds, its seventh into an even one."""
+    assert [fold_of(f"bem-{number}", 10) % 2 for number in range(7)] == [1] * 6 + [0]
+    enough = {"aeb": 5, "bem": 7, "est": 4, "gle": 2}
+    check_folds(config(), training_set(**enough))
+    refused = (
+        r"in an even and in an odd one of the 10 folds .* for bem \(6 utterances\), gle \(1 utterances\); add utterances, .*"
+    )
+    with pytest.raises(ValueError, match=refused + r"data\.languages, .*plan\.from.* run\.arms=\[uniform\]"):
+        check_folds(config(), training_set(**enough | {"bem": 6, "gle": 1}))
+    without_last = np.delete(np.arange(sum(enough.values())), 5 + 6)
+    with pytest.raises(ValueError, match=r"for bem \(6 utterances\);"):
+        check_folds(config(), training_set(without_last, **enough))
+
+
+def test_where_nothing_is_mined_a_language_may_have_one_utterance(tmp_path: Path) -> None:
+    tiny_plan().save(tmp_path / "plan.json")
+    run = {"dir": "run", "arms": ["uniform"]}
+    for settings in (config(run=run), config(plan={"from": str(tmp_path / "plan.json")})):
+        check_folds(settings, training_set(aeb=1, bem=1, est=1, gle=1))
