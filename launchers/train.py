@@ -52,6 +52,7 @@ def _run(config: Config, local_rank: int) -> int:
     from gdps_ds.training.interrupt import Interrupted, StopSignal
     from gdps_ds.training.phases import Run
     from gdps_ds.training.run_dir import check_shared, open_run_dir
+    from gdps_ds.training.run_lock import hold_run_dir
     from gdps_ds.training.trainer import Trainer
 
     # A million objects that imports have made need not be looked through whenever an engine is closed.
@@ -67,6 +68,7 @@ def _run(config: Config, local_rank: int) -> int:
     try:
         accumulation_steps(config.train, comm.world_size)
         run_dir = Path(config.run.dir)
+        comm.from_main(lambda: hold_run_dir(run_dir))
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)
         inputs = load_inputs(config, comm)
