@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from babel.core import get_global
 
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
+from gdps_ds.data.sources import note
 
 Row = TypeVar("Row")
 UNDETERMINED = "und"
@@ -91,6 +92,7 @@ def first_file(candidates: Sequence[Path]) -> str:
 
 def names_in(folder: Path, *suffixes: str) -> list[str]:
     """Sorted names (without suffix) of all files of these kinds: text without audio is seen, and audio without text."""
+    note(folder, ",".join(suffixes))
     names = {file.name.removesuffix(suffix) for suffix in suffixes for file in folder.glob(f"*{suffix}")}
     if not names:
         raise DataError(f"{folder}: no {' or '.join(suffixes)} files; is the corpus layout right?")
@@ -99,6 +101,7 @@ def names_in(folder: Path, *suffixes: str) -> list[str]:
 
 def read_text(path: Path) -> str | None:
     """The text of a file on one line, whatever its line ends and byte-order mark; None where there is no file."""
+    note(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -120,6 +123,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | RowFault]]:
     Raises:
         DataError: the file is missing, empty, or a Git-LFS pointer.
     """
+    note(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
