@@ -30,7 +30,8 @@ import yaml
 from gdps_ds.config import DataConfig
 from gdps_ds.data.corpora import LAYOUTS, PAIR_LAYOUTS, read_corpus
 from gdps_ds.data.manifest import DataError, audio_roots_of, stream_manifest, write_manifest
-from gdps_ds.data.preparation import overlaps, prepared, report_with_list
+from gdps_ds.data.preparation import overlaps, prepared
+from gdps_ds.data.preparation_report import report_with_list
 from gdps_ds.files import atomic_path, atomic_write, digest_of
 from gdps_ds.launching import fault, location
 

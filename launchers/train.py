@@ -58,6 +58,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
     from gdps_ds.training.interrupt import Interrupted, Interruptible, StopSignal
     from gdps_ds.training.phases import Run
     from gdps_ds.training.run_dir import check_shared, open_run_dir
+    from gdps_ds.training.run_lock import hold_run_dir
     from gdps_ds.training.trainer import Trainer
 
     # A million objects that imports have made need not be looked through whenever an engine is closed.
@@ -75,6 +76,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
         if comm.is_main and (untested := untested_keys(settings)):
             print(f"{config.deepspeed}: not tested here with splits and checkpoints: {', '.join(untested)}", flush=True)
         run_dir = Path(config.run.dir)
+        comm.from_main(lambda: hold_run_dir(run_dir))
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)
         inputs = load_inputs(config, Interruptible(comm, stop))

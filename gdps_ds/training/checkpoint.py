@@ -2,7 +2,7 @@
 
 checkpoints/<phase>/update-000200/    checkpoint.json, plan.json, the engine's state, the mining sums of all ranks
 checkpoints/<phase>/latest            name of the newest
-checkpoints/<phase>/best              name of the one that the dev set liked best (train.select)
+checkpoints/<phase>/best              name of the one that the dev set liked best (train.select), where that one was saved
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Checkpoint:
         mine = sorted(self.files)[comm.rank :: comm.world_size]
         faults = [fault for faults in comm.gather(list(self.faults(mine))) for fault in faults]
         if faults:
-            others = sorted(path.name for path in self.folder.parent.glob("update-*") if path != self.folder)
+            others = [tag for tag in saved_tags(self.folder.parent) if tag != self.folder.name]
             advice = f"; to go on from {others[-1]}, write that name into {self.folder.parent / LATEST}" if others else ""
             raise CheckpointError(f"{self.folder} is damaged: {'; '.join(faults)}{advice}")
 
@@ -125,6 +125,23 @@ class Checkpoint:
                 yield f"{name} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
             elif digest_of(path) != wanted["sha256"]:
                 yield f"{name} has other content than was written"
+
+
+def tag_of(update: int) -> str:
+    """Name of the folder of the checkpoint after ``update``."""
+    return f"update-{update:06d}"
+
+
+def saved_tags(folder: Path) -> list[str]:
+    """Names of the checkpoints in a phase's ``folder``, the newest last; a folder without a manifest is none."""
+    found = [path.parent.name for path in folder.glob(f"update-*/{MANIFEST}")]
+    # By number: names are in that order up to update 999999 alone.
+    return sorted((tag for tag in found if _update_of(tag) is not None), key=lambda tag: _update_of(tag) or 0)
+
+
+def _update_of(tag: str) -> int | None:
+    number = tag.removeprefix("update-")
+    return int(number) if number.isdecimal() else None
 
 
 def pointer_of(folder: Path, use: Literal["last", "best"]) -> str:
@@ -160,10 +177,10 @@ class PhaseCheckpoints:
         Raises:
             CheckpointError: on every rank; what was saved before is untouched.
         """
-        comm, tag = self._comm, f"update-{progress.update:06d}"
+        comm, tag = self._comm, tag_of(progress.update)
         partial = self._folder / f".{tag}.partial"
         try:
-            comm.from_main(lambda: _empty(partial))
+            comm.from_main(lambda: self._begin(partial))
             if gatherer is not None:
                 gatherer.collapse(comm)
             files = comm.everywhere(lambda: _write(engine, partial, gatherer), "writing")
@@ -185,9 +202,8 @@ class PhaseCheckpoints:
         with atomic_write(newest.folder / MANIFEST) as file:
             file.write(_manifest(progress, newest.files))
         sync(newest.folder)
-        if progress.is_best:
-            self._point(BEST, newest.folder.name)
-        self._prune()
+        self._point_to_best(progress.best)
+        self._prune(progress.update)
 
     def _left(self) -> str:
         newest = self._folder / LATEST
@@ -222,20 +238,34 @@ class PhaseCheckpoints:
         shutil.rmtree(self._folder / tag, ignore_errors=True)
         partial.rename(self._folder / tag)
         self._point(LATEST, tag)
-        if progress.is_best:
-            self._point(BEST, tag)
-        self._prune()
+        self._point_to_best(progress.best)
+        self._prune(progress.update)
+
+    def _begin(self, partial: Path) -> None:
+        """Make room: what a killed save has left is no checkpoint, and may be as large as one."""
+        for left in self._folder.glob(".update-*.partial"):
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+
+    def _point_to_best(self, best: Best | None) -> None:
+        """A best update that was not saved has no checkpoint, and the best one before it is not the best any more."""
+        if best is not None and (self._folder / tag_of(best.update) / MANIFEST).is_file():
+            self._point(BEST, tag_of(best.update))
+        else:
+            (self._folder / BEST).unlink(missing_ok=True)
 
     def _point(self, pointer: str, tag: str) -> None:
         with atomic_write(self._folder / pointer) as file:
             file.write(tag)
         sync(self._folder)
 
-    def _prune(self) -> None:
+    def _prune(self, update: int) -> None:
+        """Keep the newest up to ``update`` and the best; later ones are of a time before ``latest`` was set back."""
         best = self._folder / BEST
-        kept = best.read_text().strip() if best.is_file() else None
-        for old in sorted(self._folder.glob("update-*"))[: -self._keep]:
-            if old.name != kept:
+        kept = {best.read_text().strip()} if best.is_file() else set()
+        kept.update([tag for tag in saved_tags(self._folder) if (_update_of(tag) or 0) <= update][-self._keep :])
+        for old in self._folder.glob("update-*"):
+            if old.name not in kept:
                 shutil.rmtree(old)
 
 
@@ -251,11 +281,6 @@ def _write(engine: Engine, folder: Path, gatherer: GradientGatherer | None) -> l
         save_file({name: tensor.cpu() for name, tensor in gatherer.state().items()}, path)
         files.append(path)
     return files
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _described(files: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,11 @@ from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Unusable, Utterance
+from gdps_ds.data.manifest import MAX_LISTED_FAULTS, DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
-from gdps_ds.data.preparation import overlaps, prepared, report_with_list
+from gdps_ds.data.preparation import overlaps, prepared
+from gdps_ds.data.preparation_report import report_with_list
+from gdps_ds.data.sources import Files, changes, noting, write_sources
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.evaluation.decoding import oversized
@@ -31,6 +33,7 @@ from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 from gdps_ds.model.families import check_model, load_config
 from gdps_ds.model.pretrained import UnfitCheckpointError
 from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
+from gdps_ds.training.run_dir import forget, has_begun
 from gdps_ds.training.targets import require_codes, require_known, write_label_report
 from gdps_ds.training.trainable import EMPTY_TARGET, is_empty, trainable_rows
 
@@ -65,6 +68,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     """
     data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
     with _patience(comm):
+        comm.from_main(lambda: check_sources(data, folder))
         comm.from_main(lambda: check_inputs(config, folder))
     for number, role in enumerate(ROLES):
         with _patience(comm):
@@ -159,7 +163,7 @@ def check_inputs(config: Config, folder: Path) -> None:
             raise DataError(f"model.pretrained: no SeamlessM4T checkpoint '{name}' on disk or on the hub ({reason})") from error
     _check_model(config.model, tokenizer)
     for role in ROLES:
-        if key_of(folder / f"{role}.arrow") != _key(config.data, role):
+        if not _is_prepared(config.data, role, folder):
             for corpus in config.data.corpora:
                 first = next(_read_corpus(corpus, role))
                 if tokenizer is not None and not isinstance(first, Unusable) and first.source_lang in config.data.languages:
@@ -178,6 +182,33 @@ def _check_tokenizer(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, utt
     if settings.pretrained is None:
         _check_model(settings, tokenizer)
     require_codes(tokenizer, utterances)
+
+
+def check_sources(data: DataConfig, folder: Path) -> None:
+    """Look whether the files that data were prepared from are still the same; if not, a run that has not begun prepares anew.
+
+    Raises:
+        DataError: the run has trained or mined with them, or the data are another run's; names the files.
+    """
+    changed = {role: changes(folder / f"{role}.sources.arrow") for role in ROLES if _is_prepared(data, role, folder)}
+    found = [line for lines in changed.values() for line in lines]
+    if not found:
+        return
+    if has_begun(folder.parent) or folder.is_symlink():
+        more = [f"and {len(found) - MAX_LISTED_FAULTS} more"] if len(found) > MAX_LISTED_FAULTS else []
+        raise DataError(
+            f"data.corpora: {len(found)} file(s) are not as they were when {folder} was prepared, and the run has trained with "
+            f"that; choose another run.dir, or put them back: {'; '.join([*found[:MAX_LISTED_FAULTS], *more])}"
+        )
+    forget(folder.parent)  # first, for what a kill leaves must not be taken for what goes with the new data
+    for role in (role for role, lines in changed.items() if lines):
+        print(f"{role}: prepared anew, for {len(changed[role])} file(s) changed, such as {changed[role][0]}", flush=True)
+        (folder / f"{role}.arrow").unlink()
+
+
+def _is_prepared(data: DataConfig, role: str, folder: Path) -> bool:
+    """Whether the role was prepared with these settings."""
+    return key_of(folder / f"{role}.arrow") == _key(data, role)
 
 
 @contextmanager
@@ -205,15 +236,15 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
     Raises:
         DataError: nothing is left of a language; the report and the list of what was skipped are written all the same.
     """
-    key, path = _key(data, role), folder / f"{role}.arrow"
-    if key_of(path) == key:
+    path, files = folder / f"{role}.arrow", Files()
+    if _is_prepared(data, role, folder):
         return
     print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
     skipped = folder / f"{role}.skipped.tsv"
     with atomic_path(path) as partial_path:
         with report_with_list(skipped) as report:
             kept = prepared(
-                _read(data, role),
+                noting(_read(data, role), files),
                 report,
                 languages=data.languages,
                 min_seconds=data.min_seconds,
@@ -224,13 +255,14 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
                 require_text=role != "test",
                 training=role == "train",
             )
-            write_utterances(partial_path, kept, key)
+            write_utterances(partial_path, kept, _key(data, role))
         others = {other: UtteranceTable.open(folder / f"{other}.arrow") for other in earlier}
         shared = overlaps(UtteranceTable.open(partial_path), others)
         with atomic_write(folder / f"{role}.report.json") as file:
             json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
         print(f"{role}:\n{report.summary(shared, skipped)}", flush=True)
         report.require(data.languages, without_text=WITHOUT_TEXT)
+        write_sources(folder / f"{role}.sources.arrow", files)
 
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:

@@ -56,10 +56,10 @@ def open_run_dir(config: Config) -> None:
         if config.run.resume == "never":
             raise ConfigError(str(folder), ["run.resume is never, but run.dir holds a run; choose another or remove it"])
         differences = _differences(read_sections(path), yaml.safe_load(dump_config(config)), MAY_CHANGE)
-        if differences and _has_begun(folder):
+        if differences and has_begun(folder):
             raise ConfigError(str(folder), [*differences, "run.dir holds a run of another configuration; choose another"])
         if differences:
-            _forget(folder)
+            forget(folder)
     # Read before it is written: a run may be started again with the file that it keeps.
     deepspeed = Path(config.deepspeed).read_text(encoding="utf-8")
     try:
@@ -77,13 +77,13 @@ def plan_path(folder: Path, arm: str) -> Path:
     return folder / "plan.json" if arm == "gdps" else folder / "plans" / f"{arm}.json"
 
 
-def _has_begun(folder: Path) -> bool:
+def has_begun(folder: Path) -> bool:
     """Whether a run has made more than its data."""
     own = [path for path in folder.glob("checkpoints/*/latest") if not path.parent.is_symlink()]
     return any(path.exists() for path in (*own, folder / SKETCHES, plan_path(folder, "gdps")))
 
 
-def _forget(folder: Path) -> None:
+def forget(folder: Path) -> None:
     """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
     _unlink(folder)
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.manifest import DataError
-from gdps_ds.data.preparation import LISTED, listed
+from gdps_ds.data.preparation_report import LISTED, listed
 from gdps_ds.data.table import LabelTable, UtteranceTable
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.files import atomic_write

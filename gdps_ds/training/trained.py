@@ -17,7 +17,7 @@ from gdps_ds.model.export import TrainedModel
 from gdps_ds.model.families import load_model
 from gdps_ds.model.surgery import split_model
 from gdps_ds.model.tokens import load_tokenizer
-from gdps_ds.training.checkpoint import BEST, LATEST, Checkpoint, CheckpointError, pointer_of
+from gdps_ds.training.checkpoint import BEST, LATEST, Checkpoint, CheckpointError, pointer_of, saved_tags
 from gdps_ds.training.run_dir import RESOLVED
 
 
@@ -47,7 +47,7 @@ def checkpoints_of(run_dir: Path, phase: str, which: str | None = None, count: i
     if not folder.is_dir():
         phases = sorted(path.name for path in folder.parent.glob("*"))
         raise CheckpointError(f"{run_dir} has no checkpoints of '{phase}' (--arm); there are {', '.join(phases) or 'none'}")
-    tags = sorted(path.name for path in folder.glob("update-*"))
+    tags = saved_tags(folder)
     which = which or pointer_of(folder, run_config(run_dir).run.use)
     pointer = folder / which
     last = pointer.read_text().strip() if which in (LATEST, BEST) and pointer.is_file() else which

@@ -16,6 +16,7 @@ from babel.core import get_global
 
 from gdps_ds.data.corpora.places import file_of
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
+from gdps_ds.data.sources import note
 
 Row = TypeVar("Row")
 UNDETERMINED = "und"
@@ -62,8 +63,9 @@ def utterances(
 
 def read_text(path: Path) -> str | None:
     """The text of a file on one line, whatever its line ends and byte-order mark; None where there is no file."""
+    note(path := file_of(path))
     try:
-        text = file_of(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
@@ -83,6 +85,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | RowFault]]:
     Raises:
         DataError: the file is missing, empty, or a Git-LFS pointer.
     """
+    note(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:

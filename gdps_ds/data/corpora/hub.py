@@ -31,6 +31,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, one_line, text_of, utterances
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.sources import note
 from gdps_ds.fields import Language, Location, Section
 from gdps_ds.files import atomic_path
 
@@ -104,6 +105,7 @@ def load_description(path: Path) -> HubCorpus:
     if not path.is_file():
         raise DataError(f"{path}: no such file; corpus layout 'hub' needs it (see gdps_ds.data.corpora.hub)")
     try:
+        note(path)
         return HubCorpus.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -10,6 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from gdps_ds.data.manifest import DataError
+from gdps_ds.data.sources import note
 
 DEPTH = 3
 """Folders between the root that is given and the corpus."""
@@ -144,6 +145,7 @@ def first_file(candidates: Sequence[Path]) -> str:
 
 def names_in(folder: Path, *suffixes: str) -> list[str]:
     """Sorted names (without suffix) of all files of these kinds: text without audio is seen, and audio without text."""
+    note(folder, ",".join(suffixes))
     files = [_plain(file.name) for file in folder.iterdir()] if folder.is_dir() else []
     names = {file.removesuffix(suffix) for suffix in suffixes for file in files if file.endswith(suffix)}
     if not names:

@@ -20,6 +20,7 @@ from gdps_ds.data.corpora.files import (
 )
 from gdps_ds.data.corpora.places import first_file, home, no_split, split_file
 from gdps_ds.data.manifest import Measured, Utterance, stream_manifest
+from gdps_ds.data.sources import note
 from gdps_ds.files import digest_of
 
 BEMBA = Pair("bem", "eng")
@@ -38,6 +39,7 @@ def read_manifest_folder(root: Path, split: str, audio_roots: Sequence[str | Pat
     if not path.is_file():
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
     report = root / f"{split}.report.json"
+    note(path)
     measured = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("manifest") == digest_of(path)
     yield from stream_manifest(path, Measured if measured else Utterance, audio_roots)
 

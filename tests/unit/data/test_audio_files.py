@@ -17,7 +17,8 @@ from gdps_ds.data import audio, containers, mp3, preparation
 from gdps_ds.data.audio import AudioError, load_audio, read_segment
 from gdps_ds.data.features import FeatureStore
 from gdps_ds.data.manifest import ManifestError, Measured, Utterance, stream_manifest, write_manifest
-from gdps_ds.data.preparation import PreparationReport, prepare
+from gdps_ds.data.preparation import prepare
+from gdps_ds.data.preparation_report import PreparationReport
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 RATE = 16000

@@ -18,7 +18,8 @@ from gdps_ds.data import audio, preparation
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.manifest import DataError, Measured, Utterance, read_manifest, write_manifest
 from gdps_ds.data.parallel import AHEAD, map_in_order
-from gdps_ds.data.preparation import PreparationReport, overlaps, prepare, prepared, with_durations
+from gdps_ds.data.preparation import overlaps, prepare, prepared, with_durations
+from gdps_ds.data.preparation_report import PreparationReport
 from gdps_ds.files import digest_of
 
 ROOT = Path(__file__).parents[3]

@@ -78,6 +78,29 @@ def test_labels_are_tokenised_once_and_by_target_language(config: Config, monkey
     assert load_inputs(config, ALONE).train[3].labels == found.train[3].labels
 
 
+def test_edited_data_are_prepared_anew_or_refused_where_the_run_has_begun(config: Config, corpus: Path) -> None:
+    before = load_inputs(config, ALONE)
+    manifest, text = corpus / "train.jsonl", (corpus / "train.jsonl").read_text()
+    rows = text.replace("Monday", "Good day").splitlines(keepends=True)
+    manifest.write_text("".join(rows[:-1]))
+    after = load_inputs(config, ALONE)
+    assert (len(before.train), len(after.train)) == (14, 13)
+    assert after.train.utterances[0].target_text == "Good day 0, 5"
+    decoded = after.tokenizer.batch_decode([after.train[0].labels], skip_special_tokens=True)
+    assert decoded == ["Good day 0, 5"]  # G and o are in no text of before: the tokenizer follows
+    latest = Path(config.run.dir) / "checkpoints" / "unified" / "latest"
+    latest.parent.mkdir(parents=True)
+    latest.write_text("update-000001")
+    manifest.write_text(text)
+    audio = Path(after.dev.utterances[0].audio)
+    audio.unlink()
+    tone(audio, 0.3)
+    with pytest.raises(RankZeroError, match=r"data\.corpora: 2 file\(s\) .*another run\.dir") as refused:
+        load_inputs(config, ALONE)
+    assert f"{manifest} was changed" in str(refused.value)
+    assert f"{audio} was changed" in str(refused.value)
+
+
 def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_inputs(config, ALONE)
     times: list[str] = []
@@ -220,11 +243,8 @@ def test_long_targets_are_left_out_of_training_and_counted(
 
 
 def test_a_language_whose_targets_are_all_too_long_is_refused(config: Config) -> None:
-    with pytest.raises(
-        DataError,
     message = r"data\.max_target_tokens is 4: no target of bem is left to train on \(7 target longer .* such as train-0's"
     with pytest.raises(DataError, match=message):
-    ):
         load_inputs(with_data(config, max_target_tokens=4), ALONE)
 
 

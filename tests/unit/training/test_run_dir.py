@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.plan import SharingPlan
-from gdps_ds.training.checkpoint import PhaseCheckpoints, Progress
+from gdps_ds.training.checkpoint import Best, PhaseCheckpoints, Progress, saved_tags
 from gdps_ds.training.run_dir import open_run_dir
+from gdps_ds.training.run_lock import hold_run_dir
 from tests.tiny import ALONE
 
 
@@ -134,3 +138,53 @@ def test_a_unified_model_that_this_run_would_not_have_made_is_refused(unified: C
     with pytest.raises(ConfigError, match=r"/run is no run directory: it has no config\.yaml"):
         open_run_dir(after(unified))
     assert not (folder.parent / "second").exists()
+
+
+HOLD = """
+import pathlib, sys
+from gdps_ds.training.run_lock import hold_run_dir
+hold_run_dir(pathlib.Path(sys.argv[1]))
+print(1, flush=True)
+input()
+"""
+
+
+def test_one_job_at_a_time_trains_in_a_run_directory_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    command, environment = [sys.executable, "-c", HOLD, str(tmp_path)], os.environ | {"SLURM_JOB_ID": "77"}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stdout.readline() == "1\n"
+        with pytest.raises(
+            ConfigError, match=rf"another job trains in run\.dir: process {job.pid} on .*SLURM_JOB_ID=77\) since 2"
+        ):
+            hold_run_dir(tmp_path)
+        job.kill()
+    hold_run_dir(tmp_path)
+
+
+def publish(checkpoints: PhaseCheckpoints, folder: Path, update: int, best: Best | None = None) -> None:
+    partial = folder / f".update-{update:06d}.partial"
+    checkpoints._begin(partial)
+    checkpoints._publish(partial, f"update-{update:06d}", Progress(update, Position(), best), SharingPlan.uniform(["bem"]), {})
+
+
+def test_the_newest_checkpoint_is_kept_after_a_million_updates_and_where_latest_was_set_back(tmp_path: Path) -> None:
+    checkpoints = PhaseCheckpoints(tmp_path, 1, ALONE)
+    for update in (999_999, 1_000_000, 500):
+        publish(checkpoints, tmp_path, update)
+        assert saved_tags(tmp_path) == [f"update-{update:06d}"]
+        assert (newest := checkpoints.latest()) is not None and newest.progress.update == update
+
+
+def test_what_a_killed_save_leaves_is_cleared_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".update-000007.partial").mkdir()
+    (tmp_path / ".update-000007.partial" / "weights").touch()
+    publish(PhaseCheckpoints(tmp_path, 1, ALONE), tmp_path, 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "update-000008"]
+
+
+def test_best_is_what_the_manifest_says_or_is_not_there(tmp_path: Path) -> None:
+    checkpoints = PhaseCheckpoints(tmp_path, 2, ALONE)
+    publish(checkpoints, tmp_path, 4, Best(4, 2.0))
+    assert (tmp_path / "best").read_text() == "update-000004"
+    publish(checkpoints, tmp_path, 8, Best(6, 1.0))  # 6 was evaluated but not saved
+    assert not (tmp_path / "best").exists()
