@@ -83,12 +83,12 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     # Imported after the options have been checked, because they take seconds.
     import deepspeed.utils
 
-    from gdps_ds.data.preparation import with_durations
     from gdps_ds.distributed.comm import Communicator, MeetingError, RankZeroError
     from gdps_ds.distributed.saved_state import ForeignStateError
     from gdps_ds.evaluation.comet import comet_signature, load_comet
     from gdps_ds.evaluation.comparison import compare
     from gdps_ds.evaluation.metrics import check_tokenizers
+    from gdps_ds.evaluation.replica import measured
     from gdps_ds.evaluation.systems import aligned, referenced
     from gdps_ds.reporting.score_tables import write_tables
     from gdps_ds.training.checkpoint import CheckpointError
@@ -106,8 +106,8 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
         # Before hours of decoding: a COMET model that is missing should be missed now.
         comet: list[Any] = []
         comm.from_main(lambda: comet.append(load_comet(settings.comet_model)) if options.comet else None)
-        if not all(translations_of(spec).is_file() for spec in specs):
-            test = comm.from_main(lambda: with_durations(test))
+        if test and test[0].audio and not all(translations_of(spec).is_file() for spec in specs):
+            test = comm.from_main(lambda: measured(test))
         systems = [load_system(spec, test, settings, comm, out) for spec in specs]
         if comm.is_main:
             systems, unscored = referenced(aligned(systems))
@@ -159,7 +159,7 @@ def translate_checkpoint(
     spec: Spec, test: Sequence[Utterance], settings: DecodeConfig, comm: Communicator, out: Path
 ) -> list[Any]:
     """Translate the test set with a checkpoint, and keep the translations in ``out/hypotheses``. Collective."""
-    from gdps_ds.evaluation.replica import load_checkpoint, measured, translate_with
+    from gdps_ds.evaluation.replica import load_checkpoint, translate_with
     from gdps_ds.evaluation.systems import write_translations
     from gdps_ds.reporting.progress import Progress
     from gdps_ds.training.trained import checkpoints_of, load_trained
@@ -168,7 +168,6 @@ def translate_checkpoint(
         checkpoints_of(Path(spec.path), spec.arm)  # says which arms there are
     if not test or not test[0].audio:
         raise DataError(f"{spec.path} is no file, so it must be translated with as a checkpoint, which needs audio: --manifest")
-    test = comm.from_main(lambda: measured(test))
     trained = load_checkpoint(spec.path, comm) if spec.arm is None else load_trained(Path(spec.path), spec.arm)
     show = comm.is_main and sys.stderr.isatty()
     with Progress(f"translate {spec.name}", len(test), enabled=show, ranks=comm.world_size) as bar:

@@ -6,7 +6,6 @@ Utterances come and go one at a time; of those that went by, only a hash of each
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, Segment, load_audio, read_segment
+from gdps_ds.data.audio import MISSING, SAMPLE_RATE, AudioError, Segment, read_segment
 from gdps_ds.data.features import frames_of
 from gdps_ds.data.manifest import DataError, Measured, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order
@@ -103,28 +102,6 @@ def prepared(
 
 def _with_duration(utterance: Utterance, seconds: float) -> Utterance:
     return Utterance(**asdict(utterance) | {"duration": seconds})
-
-
-def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """The utterances of a manifest that leaves durations out, decoded where it does.
-
-    Raises:
-        DataError: some cannot be decoded; counts them by reason.
-    """
-    found = [(each, None if each.duration is not None else _seconds_of(each)) for each in utterances]
-    if faults := [(each.id, fault) for each, fault in found if isinstance(fault, str)]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(fault for _, fault in faults).most_common())
-        raise DataError(f"{len(faults)} of {len(found)} utterances cannot be translated, such as {faults[0][0]}: {reasons}")
-    return [each if seconds is None else replace(each, duration=float(seconds)) for each, seconds in found]
-
-
-def _seconds_of(utterance: Utterance) -> float | str:
-    """How long it is, or why it cannot be used."""
-    try:
-        seconds = len(load_audio(utterance.audio, utterance.offset)) / SAMPLE_RATE
-    except AudioError as error:
-        return error.reason
-    return seconds if frames_of(seconds) else TOO_SHORT
 
 
 def overlaps(utterances: Iterable[Utterance], others: Mapping[str, Iterable[Utterance]]) -> dict[str, int]:

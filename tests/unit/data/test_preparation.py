@@ -18,7 +18,7 @@ from gdps_ds.data import audio, preparation
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.manifest import DataError, Measured, Utterance, read_manifest, write_manifest
 from gdps_ds.data.parallel import AHEAD, map_in_order
-from gdps_ds.data.preparation import overlaps, prepare, prepared, with_durations
+from gdps_ds.data.preparation import overlaps, prepare, prepared
 from gdps_ds.data.preparation_report import PreparationReport
 from gdps_ds.files import digest_of
 
@@ -223,18 +223,6 @@ def test_the_report_as_json_and_as_a_table(corpus: list[Utterance]) -> None:
     assert "44100 Hz, 2 channel(s)" in report.summary({})
 
 
-def test_durations_that_a_manifest_leaves_out_are_filled_in(corpus: list[Utterance]) -> None:
-    good, segment, missing = corpus[0], corpus[2], corpus[4]
-    rows = [replace(good, duration=None), segment, replace(good, id="end", offset=0.75, duration=None)]
-    assert [row.duration for row in with_durations(rows)] == [1.0, 0.25, 0.25]
-    rows += [replace(missing, duration=None), replace(corpus[5], duration=None), replace(good, id="tail", offset=0.99)]
-    with pytest.raises(DataError) as caught:
-        with_durations(rows)
-    assert str(caught.value) == (
-        "3 of 6 utterances cannot be translated, such as missing: 1 missing file, 1 unreadable, 1 too short"
-    )
-
-
 def test_a_language_without_utterances_stops_the_run_with_the_counts(corpus: list[Utterance]) -> None:
     _, report = prepare(corpus, languages=(*LANGUAGES, "aeb"), **LIMITS)
     report.require(["bem", "est"])
@@ -282,7 +270,9 @@ def test_the_launcher_writes_manifest_and_report(
     }
     shown = capsys.readouterr().out
     assert report.summary({}) in shown
-    assert f"every skipped utterance is listed in {tmp_path / 'out' / 'train.skipped.tsv'}" in shown
+    assert (
+        f"every utterance that is skipped or has no usable audio is listed in {tmp_path / 'out' / 'train.skipped.tsv'}" in shown
+    )
 
 
 def test_every_skipped_utterance_is_listed(main: Callable[[list[str]], int], tmp_path: Path, corpus: list[Utterance]) -> None:
