@@ -17,7 +17,7 @@ from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import SavedState, load_weights, restore, save_state
 from gdps_ds.distributed.shards import gathered
-from tests.distributed.options import OPTIONS
+from tests.distributed.options import OPTIONS, zero
 from tests.distributed.state_worker import model
 from tests.distributed.swap_worker import MICRO_BATCHES, UNIFORM, train
 from tests.rank_program import started
@@ -62,11 +62,29 @@ def run(comm: Communicator, settings: dict[str, Any], folder: Path) -> dict[str,
     return {"losses": losses, "resumed": resumed, "wrong": wrong, "tensors": len(truth)}
 
 
+def refusals(comm: Communicator) -> dict[str, str]:
+    """What an engine says whose fp32 weights lie elsewhere than they are looked for."""
+    engine = Engine(model(), comm, zero(2), RECIPE, SITES)
+    offsets = engine.deepspeed.optimizer.round_robin_bit16_offsets[0]
+    offsets[0], offsets[1] = offsets[1], offsets[0]
+    said = {"moved": message(engine.verify)}
+    engine.close()
+    settings = zero(1) | {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "dump_state": False}
+    return said | {"other optimiser": message(lambda: Engine(model(), comm, settings, RECIPE, SITES))}
+
+
+def message(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except UnreadableEngineError as error:
+        return str(error)
+    return "no error"
+
+
 def main() -> None:
     with started(argparse.ArgumentParser()) as (options, comm):
-        results = {
-            name: run(comm, settings, options.out / str(number)) for number, (name, settings) in enumerate(OPTIONS.items())
-        }
+        results: dict[str, dict] = {name: run(comm, settings, options.out / name) for name, settings in OPTIONS.items()}
+        results["refusals"] = refusals(comm)
         if comm.is_main:
             (options.out / "results.json").write_text(json.dumps(results))
 
