@@ -46,6 +46,10 @@ TESTED = frozenset(
 """Keys with which checkpoints equal the model and training goes on as stage 0 does, at 1 and 2 ranks; each is tried in
 ``tests/distributed/test_deepspeed_options.py``."""
 
+_FP32 = ("fp32", "float32", "float", "torch.float32")
+TESTED_VALUES = {"communication_data_type": _FP32, "data_types.grad_accum_dtype": _FP32}
+"""Of keys that are tested with some values alone: which."""
+
 OWNED = {
     "optimizer": "train.unify and train.specialise",
     "scheduler": "train.unify.warmup",
@@ -66,7 +70,7 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 
 _DATA_PARALLEL = "every rank must hold all of the model or its ZeRO part; remove it"
-_FP32 = "the optimiser's weights must be fp32, of which checkpoints and splits are made; remove it"
+_MASTER = "the optimiser's weights must be fp32, of which checkpoints and splits are made; remove it"
 _NVME = "weights on NVMe can neither be saved nor split; take cpu"
 REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "managed_gradient_accumulation": (_is(False), "every micro-batch would be an update of its own; remove it"),
@@ -78,9 +82,9 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "zero_optimization.offload_optimizer.super_offload": (bool, "needs DeepSpeed's own Adam; remove it"),
     "zero_optimization.zenflow": (bool, "needs DeepSpeed's own Adam; remove it"),
     "zero_optimization.zero_quantized_weights": (bool, "8-bit weights would train, and the fp32 ones be saved; remove it"),
-    "fp16.fp16_master_weights_and_grads": (bool, _FP32),
-    "bf16.bf16_master_weights_and_grads": (bool, _FP32),
-    "bf16.bf16_optimizer_states": (bool, _FP32),
+    "fp16.fp16_master_weights_and_grads": (bool, _MASTER),
+    "bf16.bf16_master_weights_and_grads": (bool, _MASTER),
+    "bf16.bf16_optimizer_states": (bool, _MASTER),
     "hybrid_engine.enabled": (bool, "it replaces layers of the model; remove it"),
     "data_efficiency.enabled": (bool, "data are drawn as data.* says; remove it"),
     "tensor_parallel": (bool, _DATA_PARALLEL),
@@ -112,7 +116,9 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
 
 def untested_keys(settings: Mapping[str, Any]) -> list[str]:
     """Keys of a DeepSpeed file, as ``section.key``, of which it is not known that they save, restore and split exactly."""
-    return sorted(_values(settings).keys() - TESTED - REFUSED.keys())
+    values = _values(settings)
+    other_values = {key for key, tested in TESTED_VALUES.items() if values.get(key, tested[0]) not in tested}
+    return sorted((values.keys() - TESTED - REFUSED.keys()) | other_values)
 
 
 def _values(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -134,7 +140,8 @@ def _wrong_sections(settings: Mapping[str, Any]) -> Iterator[str]:
     names = sorted({*sections, *known, *OWNED})
     for key in sorted(settings.keys() - set(names)):
         if close := difflib.get_close_matches(key, names, n=1, cutoff=0.8):
-            yield f"{key}: unknown key; did you mean '{close[0]}'?"
+            owner = f" It is set by {OWNED[close[0]]} of the experiment file" if close[0] in OWNED else ""
+            yield f"{key}: unknown key; did you mean '{close[0]}'?{owner}"
     for key in sections:
         if not isinstance(settings.get(key, {}), dict):
             yield f"{key}: must be an object, found {settings[key]!r}"
@@ -165,6 +172,15 @@ def _wrong_together(settings: Mapping[str, Any]) -> Iterator[str]:
         for precision in ("fp16", "bf16"):
             if values.get(f"{precision}.enabled"):
                 yield f"{precision} without ZeRO cannot be split; take a ZeRO stage of 1 to 3, or torch_autocast"
-    sums_in_fp32 = values.get("data_types.grad_accum_dtype") in ("fp32", "float32", "float", "torch.float32")
+    sums_in_fp32 = values.get("data_types.grad_accum_dtype") in _FP32
     if stage == 1 and values.get("bf16.enabled") and sums_in_fp32:
         yield "data_types.grad_accum_dtype: fp32 with bf16 at ZeRO stage 1 cannot be saved; take stage 2, or torch_autocast"
+    if (
+        stage in (2, 3)
+        and values.get("gradient_predivide_factor", 1.0) != 1.0
+        and values.get("zero_optimization.reduce_scatter", True)
+    ):
+        yield "gradient_predivide_factor: needs zero_optimization.reduce_scatter: false at ZeRO stages 2 and 3"
+    for key, first in (("offload_optimizer", 1), ("offload_param", 3)):
+        if stage < first and values.get(f"zero_optimization.{key}.device", "none") != "none":
+            yield f"zero_optimization.{key}: ignored at ZeRO stage {stage}; take stage {first} or above, or remove it"

@@ -96,9 +96,13 @@ class Engine:
         Under autocast DeepSpeed would gather them in 16 bits until it has recorded the order of modules, and in fp32 from then
         on: the updates after a start, a resume or a split would not be those of an undisturbed run.
         """
-        persistent = getattr(self.deepspeed.optimizer, "persistent_parameters", [])
-        for parameter in persistent:
-            parameter.__dict__.pop("comm_dtype", None)
+        zero = self.deepspeed.optimizer
+        persistent = getattr(zero, "persistent_parameters", [])
+        if [parameter for parameter in persistent if parameter.__dict__.pop("comm_dtype", None)]:
+            # Their gradients are summed in fp32 then: DeepSpeed has no bucket for that where all else is sent in 16 bits.
+            known = next(iter(zero.ipg_buckets.values()))
+            buffer = None if known.buffer is None else torch.empty_like(known.buffer, dtype=torch.float32)
+            zero.ipg_buckets.setdefault(torch.float32, type(known)(buffer=buffer))
         if persistent:
             persistent[0].all_gather(persistent)
 

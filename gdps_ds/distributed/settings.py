@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deepspeed import DeepSpeedConfig
+from pydantic import ValidationError
 from transformers.integrations import HfDeepSpeedConfig
 
 from gdps_ds.config import TrainConfig
 from gdps_ds.config_file import ConfigError
+from gdps_ds.deepspeed_file import TESTED
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
@@ -37,8 +40,18 @@ def check_settings(settings: Mapping[str, Any], train: TrainConfig, world_size: 
     complete = runtime_settings(settings, train, world_size)
     try:
         DeepSpeedConfig(complete)
-    except Exception as error:  # of many types: pydantic's, DeepSpeed's own, assertions
+    except ValidationError as error:
+        raise ConfigError(path, [_said(problem) for problem in error.errors()]) from error
+    except Exception as error:  # of many types: DeepSpeed's own, ValueError, assertions
         raise ConfigError(path, [f"DeepSpeed refuses it: {error}"]) from error
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    """A fault that DeepSpeed's own check of a section has found."""
+    name = ".".join(map(str, problem["loc"]))
+    close = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in TESTED}, n=1)
+    hint = f"; did you mean '{close[0]}'?" if problem["type"] == "extra_forbidden" and close else ""
+    return f"DeepSpeed refuses {name}: {problem['msg']}{hint}"
 
 
 def runtime_settings(settings: Mapping[str, Any], train: TrainConfig, world_size: int) -> dict[str, Any]:

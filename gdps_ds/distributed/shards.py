@@ -171,13 +171,23 @@ class ShardedState:
             )
 
     def _holds(self, name: str, whole: Tensor) -> bool:
-        """Whether this rank's fp32 values are those of the whole parameter, to a few roundings in the parameter's precision
-        (new 16-bit neurons are means of 16-bit weights, the fp32 ones of fp32 weights)."""
+        """Whether this rank's fp32 values are those of the whole parameter."""
         fragment = self._where[name][1]
-        ours = self.local(name, MASTER)
-        theirs = whole.reshape(-1)[fragment.start : fragment.start + fragment.numel].to(ours)
-        rounding = 4 * torch.finfo(whole.dtype).eps
-        return torch.allclose(ours, theirs, rtol=rounding, atol=rounding * float(theirs.abs().max()) if len(theirs) else 0.0)
+        theirs = whole.reshape(-1)[fragment.start : fragment.start + fragment.numel]
+        return equal_to_rounding(self.local(name, MASTER), theirs)
+
+
+def equal_to_rounding(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether fp32 values are those of a tensor in its own precision, to a few roundings of it.
+
+    Not to one: new 16-bit neurons are means of 16-bit weights, and the fp32 ones of fp32 weights. Below the smallest normal
+    number the distance between neighbours is constant, which for fp16 is 6e-8.
+    """
+    if not rounded.numel():
+        return True
+    precision = torch.finfo(rounded.dtype)
+    steps = precision.eps * max(float(rounded.abs().max()), precision.smallest_normal)
+    return torch.allclose(exact, rounded.to(exact), rtol=4 * precision.eps, atol=4 * steps)
 
 
 def begin_moments(engine: DeepSpeedEngine, state: ShardedState, step: float) -> None:

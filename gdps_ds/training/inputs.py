@@ -34,7 +34,7 @@ from gdps_ds.model.families import check_model, load_config
 from gdps_ds.model.pretrained import UnfitCheckpointError
 from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
 from gdps_ds.training.run_dir import forget, has_begun
-from gdps_ds.training.targets import require_codes, require_known, write_label_report
+from gdps_ds.training.targets import require_codes, require_known, require_pairs, write_label_report
 from gdps_ds.training.trainable import EMPTY_TARGET, is_empty, trainable_rows
 
 ROLES = ("train", "dev", "test")
@@ -182,6 +182,7 @@ def _check_tokenizer(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, utt
     if settings.pretrained is None:
         _check_model(settings, tokenizer)
     require_codes(tokenizer, utterances)
+    require_pairs(utterances, pretrained=settings.pretrained is not None)
 
 
 def check_sources(data: DataConfig, folder: Path) -> None:

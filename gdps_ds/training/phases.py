@@ -107,6 +107,8 @@ class Run:
             base = self._checkpoint(UNIFIED)
             assert base is not None, "the unified phase has ended with a checkpoint"
             engine, progress = unified or self._open(base), replace(base.progress, update=0, best=None)
+            if unified is None:  # trained by another run, or before this start
+                self.comm.from_main(lambda: check_planning(self.config, engine.module))
             plan = decide(self.trainer, engine, self.trainer.checkpoints(UNIFIED))[arm]
             engine = self._replace(arm, engine, self.uniform, plan, 0)
         # A checkpoint at the update of a later plan was written before that plan was applied.

@@ -110,7 +110,7 @@ def _write_plans(config: Config, folder: Path, arms: Sequence[str]) -> None:
 
 
 def check_folds(config: Config, train: SpeechDataset) -> None:
-    """Every language has utterances in both halves of the folds, without which mining cannot tell its gradient from noise.
+    """Every language has utterances in both halves of the folds, without which neurons cannot be ranked.
 
     More mining does not help where the training set holds no other utterances, so that this shows before anything is trained.
 
@@ -118,7 +118,8 @@ def check_folds(config: Config, train: SpeechDataset) -> None:
         ValueError: names the languages, how many utterances they have, and the options that help.
     """
     mined = set(config.run.arms) - ({UNIFORM} if config.plan.from_file is None else {UNIFORM, GDPS})
-    if not mined or len(config.data.languages) == 1:
+    ranked = config.plan.init == "neurons" or config.mine.neurons == "all"
+    if not mined or not ranked or len(config.data.languages) == 1:
         return
     rows = np.arange(len(train)) if train.rows is None else train.rows
     ids, poor = train.language_ids[rows], []

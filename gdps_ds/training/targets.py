@@ -32,6 +32,25 @@ def require_codes(tokenizer: SeamlessM4TTokenizer, roles: Mapping[str, Utterance
                 raise DataError(f"data.corpora: {error}, but {role} has translations into it, such as {example}'s") from None
 
 
+def require_pairs(roles: Mapping[str, UtteranceTable], *, pretrained: bool) -> None:
+    """Tell of language pairs that are evaluated, but not trained.
+
+    Raises:
+        DataError: the model is new, so that it cannot know them from elsewhere.
+    """
+    trained = roles["train"].pairs()
+    for role in ("dev", "test"):
+        for pair, count in roles[role].pairs().items():
+            if pair not in trained:
+                others = (
+                    ", ".join(each for each in trained if each.startswith(f"{pair.partition('-')[0]}-")) or "no such source"
+                )
+                told = f"{count} utterances of {role} are {pair}, in which the training set has none (it has {others})"
+                if not pretrained:
+                    raise DataError(f"data.corpora: {told}; mend the language codes, or leave them out")
+                print(f"{told}; they are evaluated all the same", flush=True)
+
+
 def write_label_report(path: Path, tokenizer: SeamlessM4TTokenizer, utterances: UtteranceTable, labels: LabelTable) -> None:
     """Count translations that the tokenizer can write in part only, by language pair.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import SavedState, load_weights, restore, save_state
-from gdps_ds.distributed.shards import gathered
+from gdps_ds.distributed.shards import UnreadableEngineError, gathered
 from tests.distributed.options import OPTIONS, zero
 from tests.distributed.state_worker import model
 from tests.distributed.swap_worker import MICRO_BATCHES, UNIFORM, train
 from tests.rank_program import started
-from tests.tiny import LANGUAGES, SITES, tiny_plan, tiny_train
+from tests.tiny import LANGUAGES, SITES, tiny_model, tiny_plan, tiny_train
 
 RECIPE = tiny_train(2 * MICRO_BATCHES)
 """An update is made of two steps of ``train``, so that ranks accumulate."""
@@ -73,6 +74,17 @@ def refusals(comm: Communicator) -> dict[str, str]:
     return said | {"other optimiser": message(lambda: Engine(model(), comm, settings, RECIPE, SITES))}
 
 
+def train_linears_alone(comm: Communicator) -> list[float]:
+    """At stage 3 with autocast, where DeepSpeed sends all that is trained in 16 bits."""
+    module = tiny_model()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(".ffn2." in name)
+    engine = Engine(module, comm, OPTIONS["stage 3, autocast"], RECIPE, SITES)
+    losses = train(engine, range(4))
+    engine.close()
+    return losses
+
+
 def message(act: Callable[[], object]) -> str:
     try:
         act()
@@ -84,6 +96,7 @@ def message(act: Callable[[], object]) -> str:
 def main() -> None:
     with started(argparse.ArgumentParser()) as (options, comm):
         results: dict[str, dict] = {name: run(comm, settings, options.out / name) for name, settings in OPTIONS.items()}
+        results["linears alone"] = {"losses": train_linears_alone(comm)}
         results["refusals"] = refusals(comm)
         if comm.is_main:
             (options.out / "results.json").write_text(json.dumps(results))

@@ -55,10 +55,15 @@ def test_training_is_that_of_stage_0(results: dict[str, dict], name: str) -> Non
     assert results[name]["losses"] == pytest.approx(results["stage 0"]["losses"], abs=5e-5)
 
 
+def test_parameters_that_are_all_sent_in_16_bits_are_trained(results: dict[str, dict]) -> None:
+    losses = results["linears alone"]["losses"]
+    assert len(set(losses)) == 4 and all(3 < loss < 6 for loss in losses)
+
+
 def test_an_engine_that_cannot_be_read_is_refused(results: dict[str, dict]) -> None:
     """Offsets of two parameters exchanged, and an optimiser of another kind: told on every rank, with the keys to remove."""
     said = results["refusals"]
-    assert "of 135 parameters, such as shared.weight, have other values in DeepSpeed's fp32 weights" in said["moved"]
+    assert "of 129 parameters, such as shared.weight, have other values in DeepSpeed's fp32 weights" in said["moved"]
     assert "is not supported" in said["moved"]
     assert "DeepSpeed keeps the weights in its BF16_Optimizer, not in a DeepSpeedZeroOptimizer" in said["other optimiser"]
     assert "remove dump_state from the DeepSpeed file" in said["other optimiser"]

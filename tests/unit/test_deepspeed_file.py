@@ -69,7 +69,22 @@ def test_sixteen_bit_weights_need_zero(tmp_path: Path, precision: str) -> None:
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, "zero_optimization.reduce_bucket_size: 'auto'"),
         ({"torch_autocast": {"enable": True}}, "torch_autocast.enable: unknown key; did you mean 'torch_autocast.enabled'?"),
-        ({"gradient_cliping": 1.0}, "gradient_cliping: unknown key; did you mean 'gradient_clipping'?"),
+        (
+            {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
+            "gradient_predivide_factor: needs zero_optimization.reduce_scatter: false",
+        ),
+        (
+            {"gradient_cliping": 1.0},
+            "gradient_cliping: unknown key; did you mean 'gradient_clipping'? It is set by",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param: ignored",
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer: ig",
+        ),
         (
             {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
             "data_types.grad_accum_dtype: fp32 with bf16 at ZeRO stage 1 cannot be saved",
@@ -94,6 +109,9 @@ def test_the_same_keys_with_harmless_values_pass(tmp_path: Path) -> None:
 def test_keys_of_which_nothing_is_known_are_named() -> None:
     settings = {"zero_optimization": {"stage": 2, "elastic_checkpoint": True}, "comms_logger": {"enabled": True}}
     assert untested_keys(settings) == ["comms_logger.enabled", "zero_optimization.elastic_checkpoint"]
+    assert untested_keys({"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}) == []
+    other_values = {"communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}}
+    assert untested_keys(other_values) == ["communication_data_type", "data_types.grad_accum_dtype"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)

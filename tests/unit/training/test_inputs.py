@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -409,6 +410,21 @@ def test_a_target_language_without_a_code_is_refused_before_training(
     with pytest.raises(RankZeroError, match=UNKNOWN.format("test", 2)):
         load_inputs(config, ALONE)
     assert not (Path(config.run.dir) / "data" / "train.labels.arrow").exists()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_language_pair_that_is_evaluated_but_not_trained_is_told(
+    config: Config, corpus: Path, checkpoint: Path, pretrained: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All training targets of bem with another code: the tokenizer knows both, the model never learns the one of the dev set."""
+    rewritten(corpus, "train", lambda number, row: replace(row, target_lang="fra") if row.source_lang == "bem" else row)
+    told = r"\d utterances of dev are bem-eng, of which the training set has none \(it has bem-fra, mdw-fra\)"
+    if not pretrained:
+        with pytest.raises(RankZeroError, match=rf"data\.corpora: {told}; mend the language codes"):
+            load_inputs(config, ALONE)
+        return
+    load_inputs(config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))}), ALONE)
+    assert re.search(told, capsys.readouterr().out)
 
 
 def test_targets_of_unknown_characters_are_counted_and_told(

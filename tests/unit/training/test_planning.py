@@ -220,5 +220,5 @@ def test_a_language_that_mining_cannot_measure_is_refused_with_what_helps() -> N
 def test_where_nothing_is_mined_a_language_may_have_one_utterance(tmp_path: Path) -> None:
     tiny_plan().save(tmp_path / "plan.json")
     run = {"dir": "run", "arms": ["uniform"]}
-    for settings in (config(run=run), config(plan={"from": str(tmp_path / "plan.json")})):
+    for settings in (config(run=run), config(plan={"from": str(tmp_path / "plan.json")}), config(plan={"init": "svd"})):
         check_folds(settings, training_set(aeb=1, bem=1, est=1, gle=1))
