@@ -416,7 +416,7 @@ def test_a_target_language_without_a_code_is_refused_before_training(
 def test_a_language_pair_that_is_evaluated_but_not_trained_is_told(
     config: Config, corpus: Path, checkpoint: Path, pretrained: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All training targets of bem with another code: the tokenizer knows both, the model never learns the one of the dev set."""
+    """All training targets of bem have another code: the tokenizer knows both, the model learns one."""
     rewritten(corpus, "train", lambda number, row: replace(row, target_lang="fra") if row.source_lang == "bem" else row)
     told = r"\d utterances of dev are bem-eng, of which the training set has none \(it has bem-fra, mdw-fra\)"
     if not pretrained:
