@@ -86,6 +86,11 @@ def has_begun(folder: Path) -> bool:
 def forget(folder: Path) -> None:
     """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
     _unlink(folder)
+    forget_tokens(folder)
+
+
+def forget_tokens(folder: Path) -> None:
+    """Remove the tokenizer and the labels that it made."""
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     for labels in (folder / "data").glob("*.labels.arrow"):
         labels.unlink()
