@@ -72,7 +72,7 @@ CALL = "20170601_110003_13355"
         ("iwslt-aeb", "dev", lacking(fixtures.aeb, f"data/translations/ta/{CALL}_B.tsv"), f"data/translations/ta/{CALL}_B.tsv"),
         ("iwslt-aeb-stm", "test2", fixtures.aeb_stm, "st-aeb2eng.norm.test2.stm"),
         ("iwslt-gle", "test-2025", fixtures.stamped, "test-2025/txt/test-2025.eng"),
-        ("mustc:eng-deu", "tst-COMMON", lambda root: fixtures.mustc(root), "data/tst-COMMON/txt/tst-COMMON.deu"),
+        ("mustc:eng-deu", "tst-COMMON", fixtures.mustc, "data/tst-COMMON/txt/tst-COMMON.deu"),
         ("covost2:est-eng", "train", lacking(fixtures.covost2_distributed, "validated.tsv"), "validated.tsv"),
         ("covost2:est-eng", "train", fixtures.covost2_distributed, "covost_v2.et_en.train.tsv"),
         ("bigc", "train", fixtures.bigc, "audio/4_d.wav"),

@@ -460,19 +460,18 @@ def test_a_target_language_that_the_checkpoint_does_not_know_shows_before_data_a
     assert not (Path(config.run.dir) / "data").exists()
 
 
-def test_a_checkpoint_that_changes_in_its_place_is_seen(config: Config, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_changes_in_its_place_is_seen(config: Config, checkpoint: Path) -> None:
     config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
     before = load_inputs(config, ALONE).train[0].labels
-    texts = [f"{day} {number}, 5" for number, day in enumerate(DAYS)]
-    train_tokenizer(texts, ["fra", "eng"], checkpoint, 60)  # its languages in another order
+    train_tokenizer([f"{day[::-1]} 5432109876, 3" for day in DAYS], ["eng", "fra"], checkpoint, 60)  # as many other pieces
     after = load_inputs(config, ALONE)
     assert after.train[0].labels == label_ids(load_tokenizer(checkpoint), [after.train.utterances[0]])[0] != before
     begin(Path(config.run.dir))
     load_inputs(config, ALONE)
     weights = next(checkpoint.glob("*.safetensors"))
     os.utime(weights, ns=(1, 1))
-    write_text = (checkpoint / "config.json").read_text()
-    (checkpoint / "config.json").write_text(write_text + "\n")
+    settings = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(settings + "\n")
     with pytest.raises(RankZeroError, match=r"model\.pretrained: 2 file\(s\) are not as they were") as refused:
         load_inputs(config, ALONE)
     assert f"{weights} was changed" in str(refused.value)
