@@ -20,8 +20,9 @@ from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.plan import SharingPlan
 from gdps_ds.training.checkpoint import Best, CheckpointError, PhaseCheckpoints, Progress, saved_tags
 from gdps_ds.training.run_dir import clear_left, open_run_dir
-from gdps_ds.training.run_lock import hold_run_dir
+from gdps_ds.training.run_lock import check_free, hold_run_dir
 from gdps_ds.training.trained import load_trained
+from tests.launch import holding
 from tests.tiny import ALONE
 
 
@@ -143,24 +144,14 @@ def test_a_unified_model_that_this_run_would_not_have_made_is_refused(unified: C
     assert not (folder.parent / "second").exists()
 
 
-HOLD = """
-import pathlib, sys
-from gdps_ds.training.run_lock import hold_run_dir
-hold_run_dir(pathlib.Path(sys.argv[1]))
-print(1, flush=True)
-input()
-"""
-
-
 def test_one_job_at_a_time_trains_in_a_run_directory_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    command, environment = [sys.executable, "-c", HOLD, str(tmp_path)], os.environ | {"SLURM_JOB_ID": "77"}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None and job.stdout.readline() == "1\n"
-        with pytest.raises(
-            ConfigError, match=rf"another job trains in run\.dir: process {job.pid} on .*SLURM_JOB_ID=77\) since 2"
-        ):
-            hold_run_dir(tmp_path)
-        job.kill()
+    with holding(tmp_path) as job:
+        for check in (hold_run_dir, lambda folder: check_free(folder, "run.lock", "trains in run.dir", "run.dir")):
+            with pytest.raises(
+                ConfigError, match=rf"another job trains in run\.dir: process {job} on .*SLURM_JOB_ID=77\) since 2"
+            ):
+                check(tmp_path)
+    check_free(tmp_path, "run.lock", "trains in run.dir", "run.dir")
     hold_run_dir(tmp_path)
 
 
