@@ -27,6 +27,7 @@ from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs, with_loss
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
+from launchers import prepare
 from tests.tiny import ALONE, ARCHITECTURE
 from tests.unit.data.fixtures import tone
 
@@ -161,6 +162,30 @@ def test_data_that_runs_share_are_compared_for_all_of_them(config: Config, corpu
         manifest.write_text(manifest.read_text().replace("Sunday", "Friday"))
         with pytest.raises(RankZeroError, match=rf"{manifest} was changed"):
             load_inputs(other, ALONE)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_what_is_advised_where_audio_changed_helps(config: Config, corpus: Path, tmp_path: Path, prepared: bool) -> None:
+    config, root = with_data(config, cache_features=False), tmp_path / "prepared"
+
+    def prepare_manifest(split: str) -> None:
+        command = ["--corpus", "manifest", "--root", str(corpus), "--split", split, "--out", str(root)]
+        assert prepare.main([*command, *(["--no-references"] if split == "test" else [])]) == 0
+
+    if prepared:
+        for split in ("train", "dev", "test"):
+            prepare_manifest(split)
+        (entry,) = config.data.corpora
+        config = with_data(config, corpora=(entry.model_copy(update={"root": str(root), "audio_roots": (str(corpus),)}),))
+    found = load_inputs(config, ALONE)
+    tone(Path(found.train.utterances[12].audio), 0.5)
+    advice = r"the audio changed after it was measured; run launchers/prepare\.py again where it wrote the manifest, and start"
+    with pytest.raises(DataError, match=advice):
+        found.train.features[12]
+    if prepared:
+        prepare_manifest("train")
+    again = load_inputs(config, ALONE)
+    assert len(again.train.features[12]) == again.train.lengths[12] == 24  # windows of 25 ms each 10 ms in .5 s, by two
 
 
 def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
