@@ -151,17 +151,16 @@ def _look(item: tuple[str, str]) -> Entry:
 
 def _commit(name: str, kind: str) -> str:
     """Which commit of a data set or a model on the hub this is now; "" where that cannot be known."""
+    from huggingface_hub import HfApi, try_to_load_from_cache  # takes a second, which only names on the hub should pay
+
     try:
-        # These take a second, which only names on the hub should pay.
         if kind == MODEL:
-            from transformers.utils import cached_file
-
-            return Path(str(cached_file(name, "config.json"))).parent.name
-        from huggingface_hub import HfApi
-
+            return str(HfApi().model_info(name, timeout=5.0).sha)
         return str(HfApi().dataset_info(name, revision=kind.removeprefix(REVISION), timeout=5.0).sha)
     except Exception:  # of many types, as there may be no network, no such name, or no permission
-        return ""
+        # What is loaded then is what the cache holds.
+        cached = try_to_load_from_cache(name, "config.json") if kind == MODEL else None
+        return Path(cached).parent.name if isinstance(cached, str) else ""
 
 
 def _digested(item: tuple[str, str], before: Entry = NONE) -> Entry:
