@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""Names that :func:`atomic_path` gives."""
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -53,15 +55,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` that takes its place only when the block ends without an error.
 
-    One process at a time may write it.
+    One process at a time may write it. A kill between the two renames at the end leaves neither the old nor the new one under
+    its name: it is for what can be made again.
     """
     # A fixed name, so that what a killed process left behind is cleared away by the next one.
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    shutil.rmtree(path, ignore_errors=True)
+    replaced = path.with_name(f".{path.name}.replaced.partial")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        path.rename(replaced)
     temporary.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def clear_partial(folder: Path, spared: str) -> int:
+    """Remove what killed processes have left in ``folder`` of files and folders that were being written; gives its bytes.
+
+    No other process may be writing there, but the file ``spared``.
+    """
+    size = 0
+    for path in folder.glob(".*"):
+        if path.name.startswith(f".{spared}."):
+            continue
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            size += path.stat().st_size
+            path.unlink()
+        elif path.name.endswith(".partial") and path.is_dir() and not path.is_symlink():
+            size += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            shutil.rmtree(path)
+    return size
 
 
 def existing(path: str) -> str:

@@ -28,7 +28,8 @@ from gdps_ds.data.manifest import DataError
 from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.launching import fault, location
 from gdps_ds.plan import PlanError
-from gdps_ds.training.run_dir import open_run_dir, plan_path
+from gdps_ds.training.run_dir import clear_left, open_run_dir, plan_path
+from gdps_ds.training.run_lock import LOCK, check_free, hold
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 SEED = "seed-"
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parser().parse_known_args(arguments)
     try:
         configs = [_of_seed(options.config, overrides, seed) for seed in options.seeds]
+        hold(Path(configs[0].run.dir).parent, ".compare.lock", "compares arms in run.dir", "run.dir")
+        for config in configs:
+            check_free(Path(config.run.dir), LOCK, "trains in run.dir", "run.dir")
+        clear_left(Path(configs[0].run.dir).parent)
         for config in configs:
             load_deepspeed_file(config.deepspeed)
             open_run_dir(config)

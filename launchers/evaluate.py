@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     from gdps_ds.evaluation.systems import aligned, referenced
     from gdps_ds.reporting.score_tables import write_tables
     from gdps_ds.training.checkpoint import CheckpointError
+    from gdps_ds.training.run_lock import hold
 
     deepspeed.utils.logger.setLevel("WARNING")
     try:
@@ -99,6 +100,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     except MeetingError as error:
         return fault("evaluate", error)
     try:
+        comm.from_main(lambda: hold(out, ".evaluate.lock", "writes scores into --out", "--out"))
         test = comm.from_main(lambda: read_test_set(options, runs))
         comm.from_main(lambda: check_tokenizers(sorted({each.target_lang for each in test}), settings))
         sources = comm.from_main(lambda: read_sources(test, settings, options.transcripts) if options.comet else {})

@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if out.exists() and any(out.iterdir()):
         return fault(parser.prog, f"{out} is not empty; choose another --out or remove it")
     try:
-        trained = load_trained(options.run_dir, options.arm, options.checkpoint, options.average)
+        # By its name, as a run that goes on writes newer ones.
         last, config = checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1], run_config(options.run_dir)
+        trained = load_trained(options.run_dir, options.arm, last.folder.name, options.average)
         updates = (config.train.unify if options.arm == UNIFIED else config.train.specialise).updates
         print(f"{options.arm} after update {last.progress.update} of {updates}")
         note = {"run": options.run_dir.name, "arm": options.arm, "checkpoint": last.folder.name, "average": options.average}

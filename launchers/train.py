@@ -57,7 +57,7 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
     from gdps_ds.training.inputs import load_inputs
     from gdps_ds.training.interrupt import Interrupted, Interruptible, StopSignal
     from gdps_ds.training.phases import Run
-    from gdps_ds.training.run_dir import check_shared, open_run_dir
+    from gdps_ds.training.run_dir import check_shared, clear_left, open_run_dir
     from gdps_ds.training.run_lock import hold_run_dir
     from gdps_ds.training.trainer import Trainer
 
@@ -77,6 +77,8 @@ def _run(config: Config, settings: dict[str, Any], local_rank: int) -> int:
             print(f"{config.deepspeed}: not tested here with splits and checkpoints: {', '.join(untested)}", flush=True)
         run_dir = Path(config.run.dir)
         comm.from_main(lambda: hold_run_dir(run_dir))
+        if comm.from_main(lambda: clear_left(run_dir)) and comm.is_main:
+            print("what a killed job left half-written in run.dir was removed", flush=True)
         comm.from_main(lambda: open_run_dir(config))
         check_shared(run_dir, comm)
         inputs = load_inputs(config, Interruptible(comm, stop))

@@ -7,12 +7,36 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = Path(sys.executable).parent / "deepspeed"
 PATIENCE = 900.0
 """Seconds after which a process that a test waits for is held to hang: on no machine the measure of its speed."""
+
+
+_HOLD = """
+import pathlib, sys
+from gdps_ds.training.run_lock import hold
+hold(pathlib.Path(sys.argv[1]), sys.argv[2], "is tested here", "run.dir")
+print(1, flush=True)
+input()
+"""
+
+
+@contextmanager
+def holding(folder: Path, lock: str = "run.lock") -> Iterator[int]:
+    """Another job that holds a lock in ``folder``, by its process number, as job 77 of Slurm; it is killed in the end."""
+    command, environment = [sys.executable, "-c", _HOLD, str(folder), lock], os.environ | {"SLURM_JOB_ID": "77"}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "1\n"
+        try:
+            yield job.pid
+        finally:
+            job.kill()
 
 
 def free_port() -> int:

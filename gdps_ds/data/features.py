@@ -147,7 +147,8 @@ def waveform_of(utterance: Utterance) -> NDArray[np.float32]:
     if found != stated:
         raise DataError(
             f"{utterance.id}: {utterance.audio} has {found} frames, but its duration of {utterance.duration} s "
-            f"stands for {stated}: the audio changed; run launchers/prepare.py again"
+            f"stands for {stated}: the audio changed after it was measured; run launchers/prepare.py again where it wrote the "
+            "manifest, and start again (where the run has trained, in another run.dir)"
         )
     return waveform
 
@@ -200,16 +201,22 @@ class FeatureStore:
             AudioError: audio that cannot be read any more.
             DataError: no utterances, unknown durations, audio that changed, a folder that is something else, or no room.
         """
-        key = _key(utterances)
         if folder.exists():
             if not (folder / "key.json").is_file():
                 raise DataError(f"{folder}: exists and is no feature store; remove it or choose another run.dir")
-            if json.loads((folder / "key.json").read_text(encoding="utf-8"))["key"] == key:
+            if cls.holds(utterances, folder):
                 return cls(folder)
+        key = _key(utterances)
         with atomic_folder(folder) as partial_folder:
             _fill(partial_folder, utterances, workers=workers, progress=progress)
             (partial_folder / "key.json").write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
         return cls(folder)
+
+    @staticmethod
+    def holds(utterances: Sequence[Utterance], folder: Path) -> bool:
+        """Whether a store is of these utterances, settings and audio files."""
+        found: bool = json.loads((folder / "key.json").read_text(encoding="utf-8"))["key"] == _key(utterances)
+        return found
 
     def __len__(self) -> int:
         return len(self.lengths)

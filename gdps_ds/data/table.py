@@ -128,6 +128,11 @@ class LabelTable(Sequence[list[int]]):
     def __reduce__(self) -> tuple[Any, ...]:
         return LabelTable, (self._path,)
 
+    def equals(self, other: LabelTable) -> bool:
+        """Whether all labels are the same."""
+        same: bool = self._labels.equals(other._labels)
+        return same
+
     def lengths(self) -> NDArray[np.int32]:
         """(N,) labels of each utterance."""
         lengths: NDArray[np.int32] = pc.list_value_length(self._labels).to_numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -70,6 +71,12 @@ def load_tokenizer(path: str | Path) -> SeamlessM4TTokenizer:
         return SeamlessM4TTokenizer.from_pretrained(str(path))
     except TypeError as error:  # the library goes on without a file of pieces until it opens it
         raise OSError(f"'{path}' has no tokenizer ({SeamlessM4TTokenizer.vocab_files_names['vocab_file']})") from error
+
+
+def tokenizer_digest(tokenizer: SeamlessM4TTokenizer) -> str:
+    """SHA-256 in hex of all that labels depend on: the pieces, and the tokens beside them."""
+    tokens = sorted((number, str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items())
+    return hashlib.sha256(tokenizer.sp_model.serialized_model_proto() + repr(tokens).encode()).hexdigest()
 
 
 def target_ids(tokenizer: SeamlessM4TTokenizer, texts: Sequence[str], language: str) -> list[list[int]]:

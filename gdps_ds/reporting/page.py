@@ -16,6 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from gdps_ds.files import atomic_write
+
 DOTS_PER_INCH = 160
 
 
@@ -61,7 +63,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     template = files("gdps_ds.reporting").joinpath("page.html").read_text(encoding="utf-8")
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["breakable"] = breakable
-    path.write_text(environment.from_string(template).render(title=title, sections=sections, images=images), encoding="utf-8")
+    with atomic_write(path) as file:  # a run and launchers/report.py may write it at the same time
+        file.write(environment.from_string(template).render(title=title, sections=sections, images=images))
 
 
 def breakable(text: str) -> Markup:

@@ -99,6 +99,10 @@ class Checkpoint:
         )
         return cls(folder, progress, SharingPlan.load(folder / PLAN), tree["files"])
 
+    def is_removed(self) -> bool:
+        """Whether it was pruned since it was read: its manifest goes first, see :func:`_remove`."""
+        return not (self.folder / MANIFEST).is_file()
+
     def state(self) -> SavedState:
         return SavedState(self.folder)
 
@@ -226,7 +230,13 @@ class PhaseCheckpoints:
 
     def _pointed_to_by(self, pointer: str) -> Checkpoint | None:
         path = self._folder / pointer
-        return Checkpoint.read(self._folder / path.read_text().strip()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        tag, tags = path.read_text().strip(), saved_tags(self._folder)
+        if tag not in tags:
+            advice = f"; to go on from {tags[-1]}, write that name into {path}" if tags else ""
+            raise CheckpointError(f"{path} names {tag}, which is not there; there are {', '.join(tags) or 'none'}{advice}")
+        return Checkpoint.read(self._folder / tag)
 
     def _publish(
         self, partial: Path, tag: str, progress: Progress, plan: SharingPlan, files: Mapping[str, Mapping[str, Any]]
@@ -235,7 +245,8 @@ class PhaseCheckpoints:
         (partial / MANIFEST).write_text(_manifest(progress, files))
         for path in (partial / PLAN, partial / MANIFEST, partial):
             sync(path)
-        shutil.rmtree(self._folder / tag, ignore_errors=True)
+        if (self._folder / tag).exists():  # of a time before ``latest`` was set back
+            _remove(self._folder / tag)
         partial.rename(self._folder / tag)
         self._point(LATEST, tag)
         self._point_to_best(progress.best)
@@ -266,7 +277,13 @@ class PhaseCheckpoints:
         kept.update([tag for tag in saved_tags(self._folder) if (_update_of(tag) or 0) <= update][-self._keep :])
         for old in self._folder.glob("update-*"):
             if old.name not in kept:
-                shutil.rmtree(old)
+                _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, its manifest first: what a kill leaves of it is no checkpoint, and goes with the next pruning."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _manifest(progress: Progress, files: Mapping[str, Mapping[str, Any]]) -> str:

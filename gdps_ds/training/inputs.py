@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from gdps_ds.config import Config, CorpusConfig, DataConfig, ModelConfig
 from gdps_ds.data.collate import Collator, SpeechDataset
 from gdps_ds.data.corpora import read_corpus
 from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
-from gdps_ds.data.manifest import MAX_LISTED_FAULTS, DataError, Unusable, Utterance
+from gdps_ds.data.manifest import DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import overlaps, prepared
 from gdps_ds.data.preparation_report import report_with_list
-from gdps_ds.data.sources import Files, changes, noting, write_sources
+from gdps_ds.data.sources import Files, noting, write_sources
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.evaluation.decoding import oversized
@@ -32,12 +31,11 @@ from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.files import atomic_folder, atomic_path, atomic_write
 from gdps_ds.model.families import check_model, load_config
 from gdps_ds.model.pretrained import UnfitCheckpointError
-from gdps_ds.model.tokens import load_tokenizer, target_ids, train_tokenizer
-from gdps_ds.training.run_dir import forget, has_begun
+from gdps_ds.model.tokens import load_tokenizer, target_ids, tokenizer_digest, train_tokenizer
+from gdps_ds.training.prepared import ROLES, check_sources, in_use, is_prepared, key, sources_of, write_pretrained
 from gdps_ds.training.targets import require_codes, require_known, require_pairs, write_label_report
 from gdps_ds.training.trainable import EMPTY_TARGET, is_empty, trainable_rows
 
-ROLES = ("train", "dev", "test")
 DECODER_START, PAD = 3, 0
 """SeamlessM4T's ``decoder_start_token_id`` and ``pad_token_id``, the same in every checkpoint of the family."""
 TOKENISED_TOGETHER = 1024
@@ -68,7 +66,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
     """
     data, progress, folder = config.data, config.track.progress, Path(config.run.dir) / "data"
     with _patience(comm):
-        comm.from_main(lambda: check_sources(data, folder))
+        comm.from_main(lambda: check_sources(config, folder))
         comm.from_main(lambda: check_inputs(config, folder))
     for number, role in enumerate(ROLES):
         with _patience(comm):
@@ -163,7 +161,7 @@ def check_inputs(config: Config, folder: Path) -> None:
             raise DataError(f"model.pretrained: no SeamlessM4T checkpoint '{name}' on disk or on the hub ({reason})") from error
     _check_model(config.model, tokenizer)
     for role in ROLES:
-        if not _is_prepared(config.data, role, folder):
+        if not is_prepared(config.data, role, folder):
             for corpus in config.data.corpora:
                 first = next(_read_corpus(corpus, role))
                 if tokenizer is not None and not isinstance(first, Unusable) and first.source_lang in config.data.languages:
@@ -183,33 +181,6 @@ def _check_tokenizer(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, utt
         _check_model(settings, tokenizer)
     require_codes(tokenizer, utterances)
     require_pairs(utterances, pretrained=settings.pretrained is not None)
-
-
-def check_sources(data: DataConfig, folder: Path) -> None:
-    """Look whether the files that data were prepared from are still the same; if not, a run that has not begun prepares anew.
-
-    Raises:
-        DataError: the run has trained or mined with them, or the data are another run's; names the files.
-    """
-    changed = {role: changes(folder / f"{role}.sources.arrow") for role in ROLES if _is_prepared(data, role, folder)}
-    found = [line for lines in changed.values() for line in lines]
-    if not found:
-        return
-    if has_begun(folder.parent) or folder.is_symlink():
-        more = [f"and {len(found) - MAX_LISTED_FAULTS} more"] if len(found) > MAX_LISTED_FAULTS else []
-        raise DataError(
-            f"data.corpora: {len(found)} file(s) are not as they were when {folder} was prepared, and the run has trained with "
-            f"that; choose another run.dir, or put them back: {'; '.join([*found[:MAX_LISTED_FAULTS], *more])}"
-        )
-    forget(folder.parent)  # first, for what a kill leaves must not be taken for what goes with the new data
-    for role in (role for role, lines in changed.items() if lines):
-        print(f"{role}: prepared anew, for {len(changed[role])} file(s) changed, such as {changed[role][0]}", flush=True)
-        (folder / f"{role}.arrow").unlink()
-
-
-def _is_prepared(data: DataConfig, role: str, folder: Path) -> bool:
-    """Whether the role was prepared with these settings."""
-    return key_of(folder / f"{role}.arrow") == _key(data, role)
 
 
 @contextmanager
@@ -238,7 +209,7 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
         DataError: nothing is left of a language; the report and the list of what was skipped are written all the same.
     """
     path, files = folder / f"{role}.arrow", Files()
-    if _is_prepared(data, role, folder):
+    if is_prepared(data, role, folder):
         return
     print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
     skipped = folder / f"{role}.skipped.tsv"
@@ -256,14 +227,14 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
                 require_text=role != "test",
                 training=role == "train",
             )
-            write_utterances(partial_path, kept, _key(data, role))
+            write_utterances(partial_path, kept, key(data, role))
         others = {other: UtteranceTable.open(folder / f"{other}.arrow") for other in earlier}
         shared = overlaps(UtteranceTable.open(partial_path), others)
         with atomic_write(folder / f"{role}.report.json") as file:
             json.dump({"languages": report.to_dict(), "overlap": shared}, file, indent=2, ensure_ascii=False)
         print(f"{role}:\n{report.summary(shared, skipped)}", flush=True)
         report.require(data.languages, without_text=WITHOUT_TEXT)
-        write_sources(folder / f"{role}.sources.arrow", files)
+        write_sources(sources_of(folder, role), files)
 
 
 def _read(data: DataConfig, role: str) -> Iterator[Utterance]:
@@ -275,16 +246,12 @@ def _read_corpus(corpus: CorpusConfig, role: str) -> Iterator[Utterance]:
     return read_corpus(corpus.layout, corpus.root, getattr(corpus, role), corpus.audio_roots)
 
 
-def _key(data: DataConfig, role: str) -> str:
-    """What the prepared utterances depend on; limits of length are training's."""
-    fields = {"languages", "corpora"} | ({"min_seconds", "max_seconds", "too_long"} if role == "train" else set())
-    return hashlib.sha256((role + data.model_dump_json(include=fields)).encode()).hexdigest()
-
-
 def _tokenizer(config: Config, comm: Communicator, train: UtteranceTable) -> SeamlessM4TTokenizer:
     """The checkpoint's tokenizer, or one that rank 0 trains on the targets of the training set."""
-    if config.model.pretrained is not None:
-        return load_tokenizer(config.model.pretrained)
+    if (name := config.model.pretrained) is not None:
+        data = Path(config.run.dir) / "data"
+        comm.from_main(lambda: None if in_use(data) else write_pretrained(name, data))
+        return load_tokenizer(name)
     folder, pieces = Path(config.run.dir) / "tokenizer", config.model.vocab_size
 
     def make() -> None:
@@ -312,11 +279,12 @@ def _targets(
     ``<role>.labels.json`` counts what the tokenizer has no pieces for, see :func:`write_label_report`.
     """
     path, report, data = source.with_suffix(".labels.arrow"), source.with_suffix(".labels.json"), config.data
-    key = f"{key_of(source)} {config.model.pretrained}"
+    labels_key = f"{key_of(source)} {tokenizer_digest(tokenizer)}"
 
     def tokenise() -> None:
-        if key_of(path) != key or not report.is_file():
+        if key_of(path) != labels_key or not report.is_file():
             report.unlink(missing_ok=True)
+            before = LabelTable(path) if path.is_file() and in_use(source.parent) else None
             parts = map_in_order(
                 partial(label_ids, tokenizer),
                 parts_of(utterances, TOKENISED_TOGETHER),
@@ -325,7 +293,13 @@ def _targets(
                 label="tokenising",
                 part=1,
             )
-            write_labels(path, chain.from_iterable(parts), key)
+            with atomic_path(path) as partial_path:
+                write_labels(partial_path, chain.from_iterable(parts), labels_key)
+                if before is not None and not LabelTable(partial_path).equals(before):
+                    raise DataError(
+                        f"the tokenizer of {config.model.pretrained or config.run.dir} gives other labels of {source} than the "
+                        "run has trained with; bring it back as it was, or choose another run.dir"
+                    )
             write_label_report(report, tokenizer, utterances, LabelTable(path))
         require_known(report, source.stem)
 

@@ -16,7 +16,7 @@ from gdps_ds.config import Config
 from gdps_ds.config_file import ConfigError, dump_config, read_sections
 from gdps_ds.data.manifest import DataError
 from gdps_ds.distributed.comm import Communicator
-from gdps_ds.files import atomic_write
+from gdps_ds.files import atomic_write, clear_partial
 from gdps_ds.reporting.run_metrics import METRICS_FILE, START, UNIFIED
 
 RESOLVED, SKETCHES = "config.yaml", "sketches.safetensors"
@@ -72,6 +72,16 @@ def open_run_dir(config: Config) -> None:
         raise ConfigError(str(folder), [f"run.dir cannot be written to: {error}"]) from None
 
 
+def clear_left(folder: Path) -> int:
+    """Remove what killed jobs have left half-written in a run directory, where no other job is training; gives its bytes.
+
+    Nothing behind links, which is another run's, and nothing that launchers/report.py, evaluate.py or export.py may be writing.
+    """
+    places = (folder / name for name in ("", "data", "plans", "hypotheses", "scores"))
+    found = [*places, *folder.glob("checkpoints/*")]
+    return sum(clear_partial(place, "report.html") for place in found if place.is_dir() and not place.is_symlink())
+
+
 def plan_path(folder: Path, arm: str) -> Path:
     """Where a run keeps the plan of an arm."""
     return folder / "plan.json" if arm == "gdps" else folder / "plans" / f"{arm}.json"
@@ -86,6 +96,11 @@ def has_begun(folder: Path) -> bool:
 def forget(folder: Path) -> None:
     """Remove what does not know its configuration, as utterances and features do; it is made again in no time."""
     _unlink(folder)
+    forget_tokens(folder)
+
+
+def forget_tokens(folder: Path) -> None:
+    """Remove the tokenizer and the labels that it made."""
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     for labels in (folder / "data").glob("*.labels.arrow"):
         labels.unlink()
@@ -121,7 +136,9 @@ def _take_over(source: Path, config: Config) -> None:
         raise ConfigError("run.unified", [f"{source} has not finished its unified phase"])
     _unlink(folder)  # what an attempt that was killed has linked
     with atomic_write(folder / METRICS_FILE) as copy, (source / METRICS_FILE).open(encoding="utf-8") as lines:
-        copy.writelines(line for line in lines if json.loads(line)["phase"] in (START, UNIFIED))
+        # The other run may be training its arms, and at a line of its own.
+        whole = (line for line in lines if line.endswith("\n"))
+        copy.writelines(line for line in whole if json.loads(line)["phase"] in (START, UNIFIED))
     for name in LINKED:
         if (source / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

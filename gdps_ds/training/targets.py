@@ -42,10 +42,8 @@ def require_pairs(roles: Mapping[str, UtteranceTable], *, pretrained: bool) -> N
     for role in ("dev", "test"):
         for pair, count in roles[role].pairs().items():
             if pair not in trained:
-                others = (
-                    ", ".join(each for each in trained if each.startswith(f"{pair.partition('-')[0]}-")) or "no such source"
-                )
-                told = f"{count} utterances of {role} are {pair}, in which the training set has none (it has {others})"
+                known = ", ".join(trained)
+                told = f"{count} utterances of {role} are {pair}, of which the training set has none (it has {known})"
                 if not pretrained:
                     raise DataError(f"data.corpora: {told}; mend the language codes, or leave them out")
                 print(f"{told}; they are evaluated all the same", flush=True)

@@ -71,11 +71,24 @@ def load_trained(run_dir: Path, phase: str, which: str | None = None, average: i
         which: see :func:`checkpoints_of`.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged.
+        CheckpointError: a checkpoint is missing or damaged, or was removed while it was read.
         ForeignStateError: the run's configuration no longer builds the model that was saved.
     """
     config = run_config(run_dir)
     checkpoints = checkpoints_of(run_dir, phase, which, average)
+    try:
+        return _loaded(checkpoints, config, run_dir)
+    except Exception:  # of any type, as files may be gone anywhere in the middle
+        for checkpoint in checkpoints:
+            if checkpoint.is_removed():
+                raise CheckpointError(
+                    f"{checkpoint.folder} was removed while it was read, as a run that is training does with old checkpoints "
+                    f"(run.keep_checkpoints); there are {', '.join(saved_tags(checkpoint.folder.parent)) or 'none'}"
+                ) from None
+        raise
+
+
+def _loaded(checkpoints: Sequence[Checkpoint], config: Config, run_dir: Path) -> TrainedModel:
     for checkpoint in checkpoints:
         faults = list(checkpoint.faults(sorted(checkpoint.files)))
         if faults:

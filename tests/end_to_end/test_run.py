@@ -15,9 +15,23 @@ from gdps_ds.analysis.sketch import Sketches
 from gdps_ds.config_file import load_config
 from gdps_ds.plan import SharingPlan
 from tests.end_to_end.runs import TRAIN, losses, metrics, read_until, run
-from tests.launch import PATIENCE, ROOT, launch, start
+from tests.launch import PATIENCE, ROOT, holding, launch, start
 
 pytestmark = pytest.mark.launcher
+
+
+def test_a_second_job_in_a_run_directory_is_refused(experiment: Path, tmp_path: Path) -> None:
+    """By all its ranks; the first one's metrics have no line of the second."""
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with holding(tmp_path) as job:
+        code, output = launch(TRAIN, "--config", experiment, f"run.dir={tmp_path}")
+    assert code not in (0, 75), output
+    assert output.count("another job trains in run.dir") == 1
+    assert f"process {job} on " in output
+    assert "SLURM_JOB_ID=77" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.lock"]
 
 
 def test_a_run_directory_holds_everything(finished: Path, experiment: Path) -> None:

@@ -20,6 +20,7 @@ from gdps_ds.data.manifest import DataError
 from gdps_ds.model.export import TrainedModel
 from gdps_ds.plan import SharingPlan
 from launchers import analyse, compare, evaluate, export, prepare, report, train
+from tests.launch import holding
 from tests.tiny import LANGUAGES, wider_plan
 from tests.unit.reporting.test_tracking import config
 
@@ -134,11 +135,39 @@ def test_compare_takes_whole_words_and_a_folder_that_can_be_written(
     assert "argument --launcher-args: invalid words value" in said(*arguments, "--launcher-args", "--num_gpus '2")
     assert "run.arms.0: input should be 'gdps', 'uniform', 'wide'" in said(*arguments, "run.arms=[gpds]")
     (tmp_path / "file").touch()
-    assert "run.dir cannot be written to: [Errno 20] Not a directory" in said(*arguments, f"run.dir={tmp_path / 'file'}")
+    assert "run.dir cannot be written to: [Errno 17] File exists" in said(*arguments, f"run.dir={tmp_path / 'file'}")
     (tmp_path / "other" / "data").mkdir(parents=True)
     (tmp_path / "other" / "data").rmdir()
     (tmp_path / "other" / "data").touch()
     assert f"[Errno 17] File exists: '{tmp_path / 'other' / 'data'}'" in said(*arguments, f"run.dir={tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize(
+    ("held", "lock", "message"),
+    [
+        ("", ".compare.lock", "another job compares arms in run.dir: process {} on "),
+        ("seed-2", "run.lock", "another job trains in run.dir: process {} on "),
+    ],
+)
+def test_a_comparison_waits_for_no_other_job(
+    experiment: Path, tmp_path: Path, said: Callable[..., str], held: str, lock: str, message: str
+) -> None:
+    """Nothing of what the other job has made is touched, though the configuration is another one."""
+    left = tmp_path / "compared" / "data" / ".train.features.partial"
+    left.mkdir(parents=True)
+    with holding(tmp_path / "compared" / held, lock) as job:
+        assert message.format(job) in said(compare.main, "--config", experiment, "--seeds", "1,2", "model.vocab_size=70")
+    assert left.is_dir()
+    assert not (tmp_path / "compared" / "seed-1" / "config.yaml").exists()
+
+
+def test_two_evaluations_do_not_write_into_one_folder(tmp_path: Path, said: Callable[..., str]) -> None:
+    texts = tmp_path / "ours.txt"
+    texts.write_text("one\n")
+    with holding(tmp_path / "out", ".evaluate.lock") as job:
+        arguments = (texts, "--references", texts, "--out", tmp_path / "out")
+        assert f"another job writes scores into --out: process {job} on " in said(evaluate.main, *arguments)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".evaluate.lock"]
 
 
 @pytest.mark.parametrize("code", [75, 1])

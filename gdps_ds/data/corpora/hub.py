@@ -31,11 +31,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from gdps_ds.data.corpora.files import NO_AUDIO, Pair, RowFault, one_line, text_of, utterances
 from gdps_ds.data.manifest import DataError, Utterance
-from gdps_ds.data.sources import note
+from gdps_ds.data.sources import REVISION, note, note_tree
 from gdps_ds.fields import Language, Location, Section
 from gdps_ds.files import atomic_path
 
-DESCRIPTION = "hub.yaml"
+DESCRIPTION, COPIES = "hub.yaml", "audio"
 
 
 class References(Section):
@@ -86,7 +86,7 @@ def read_hub(root: Path, split: str) -> Iterator[Utterance]:
         return Utterance(
             # Ids of sentences repeat, as do those of speakers: only with the row's number is one sure to be unique.
             id=f"{prefix}-{number:08d}" + (f"-{record[corpus.id]}" if corpus.id else ""),
-            audio=_local_audio(record[corpus.audio], root / corpus.path, root / "audio"),
+            audio=_local_audio(record[corpus.audio], root / corpus.path, root / COPIES),
             source_lang=pair.source,
             target_lang=pair.target,
             target_text=target,
@@ -120,7 +120,13 @@ def _load(root: Path, corpus: HubCorpus, split: str, name: str | None, columns: 
         import datasets  # takes seconds, which only this layout should pay
     except ImportError as error:
         raise DataError(f"corpus layout 'hub' needs the library datasets, which cannot be imported: {error}") from None
-    local = root / corpus.path
+    local, copies = root / corpus.path, root / COPIES
+    if copies.parent == local:
+        copies.mkdir(exist_ok=True)  # that it comes is no change of the data set
+    if local.is_dir():
+        note_tree(local, besides=copies)
+    else:
+        note(Path(corpus.path), f"{REVISION}{corpus.revision or 'main'}")
     try:
         if (local / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(str(local))[split]

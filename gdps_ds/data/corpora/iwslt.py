@@ -21,6 +21,7 @@ from gdps_ds.data.corpora.files import (
 )
 from gdps_ds.data.corpora.places import first_file, home, index_of, named, split_file, split_folder
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
+from gdps_ds.data.sources import is_there
 
 TUNISIAN = Pair("aeb", "eng")
 EXCLUDED = "excluded by the shared task"
@@ -42,14 +43,15 @@ def read_aeb(root: Path, split: str) -> Iterator[Utterance]:
     if not (listing := root / f"{split}.file_id.txt").is_file():
         raise DataError(f"{listing}: no such file; copy the split's list of file ids from kevinduh/iwslt22-dialect")
     exclusions = root / "exclude-utterance.txt"
-    excluded = {str(line).strip() for _, line in lines(exclusions)} if exclusions.is_file() else set()
+    excluded = {str(line).strip() for _, line in lines(exclusions)} if is_there(exclusions) else set()
     for name in [str(line).strip() for _, line in lines(listing)]:
         yield from _read_aeb_file(data, name, f"aeb-{split}", excluded)
 
 
 def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> Iterator[Utterance]:
     tables = {kind: data / kind / "ta" / f"{name}.tsv" for kind in ("transcripts", "translations")}
-    if not any(path.is_file() for path in tables.values()):
+    there = {kind: path for kind, path in tables.items() if is_there(path)}
+    if not there:
         yield Unusable(f"{prefix}-{name}", "", *TUNISIAN, None, reason=NO_TABLES)
         return
     audio = first_file([data / "audio" / "ta" / f"{name}.sph"])
@@ -62,7 +64,7 @@ def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> It
         return utterance
 
     transcripts, translations = (
-        list(utterances(lines(path), parse, f"{prefix}-{name}-{kind}", TUNISIAN)) if path.is_file() else []
+        list(utterances(lines(path), parse, f"{prefix}-{name}-{kind}", TUNISIAN)) if kind in there else []
         for kind, path in tables.items()
     )
     # Segments may begin at the same time, or be there twice: each translation takes one transcript of its segment.
@@ -93,7 +95,7 @@ def read_aeb_stm(root: Path, split: str) -> Iterator[Utterance]:
     root, transcripts = split_file(root, split, "asr-aeb.norm.*.stm")
     rows = list(lines(transcripts))
     translations = root / f"st-aeb2eng.norm.{split}.stm"
-    other = text_lines(translations, len(rows), transcripts) if translations.is_file() else [None] * len(rows)
+    other = text_lines(translations, len(rows), transcripts) if is_there(translations) else [None] * len(rows)
 
     def parse(pair: tuple[str | RowFault, str | RowFault | None]) -> Utterance:
         audio, start, end, text = _stm_row(pair[0], root)
@@ -138,7 +140,7 @@ def read_stamped(root: Path, split: str, name: str, pair: Pair, suffix: str) -> 
     index, text = named(folder / "stamped.tsv"), index_of(named(folder / "txt"), split, f".{suffix}")
     wav = named(folder / "wav")
     rows = list(lines(index))
-    texts = text_lines(text, len(rows), index) if text.is_file() else [None] * len(rows)
+    texts = text_lines(text, len(rows), index) if is_there(text) else [None] * len(rows)
 
     def parse(row: tuple[str | RowFault, str | RowFault | None]) -> Utterance:
         line, translation = row

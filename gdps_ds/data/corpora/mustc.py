@@ -24,6 +24,7 @@ from gdps_ds.data.corpora.files import (
 )
 from gdps_ds.data.corpora.places import first_file, index_of, named, split_folder
 from gdps_ds.data.manifest import DataError, Utterance
+from gdps_ds.data.sources import is_there
 
 
 def read_mustc(root: Path, split: str, pair: Pair, name: str = "mustc") -> Iterator[Utterance]:
@@ -76,6 +77,6 @@ def _entries(path: Path) -> list[Any]:
 
 def _texts(index: Path, split: str, language: str, count: int) -> list[str | RowFault] | list[None]:
     for suffix in (language, iso_639_1(language)):
-        if (path := index_of(index.parent, split, f".{suffix}")).is_file():
+        if is_there(path := index_of(index.parent, split, f".{suffix}")):
             return text_lines(path, count, index)
     return [None] * count

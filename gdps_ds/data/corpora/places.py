@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from gdps_ds.data.manifest import DataError
-from gdps_ds.data.sources import note
+from gdps_ds.data.sources import missed, note
 
 DEPTH = 3
 """Folders between the root that is given and the corpus."""
@@ -91,7 +91,10 @@ def _in_any_case(pattern: str) -> str:
 
 def named(path: Path) -> Path:
     """``path``, or what is there under that name in other case; for folders and indices, whose names a layout prescribes."""
-    return path if path.exists() else _alike(path, str.casefold)
+    if path.exists():
+        return path
+    missed(path)
+    return _alike(path, str.casefold)
 
 
 def file_of(path: Path) -> Path:
@@ -99,7 +102,10 @@ def file_of(path: Path) -> Path:
 
     File systems and archives change either; the case of the name itself may tell two files apart.
     """
-    return path if path.is_file() else _alike(path, _plain)
+    if path.is_file():
+        return path
+    missed(path)
+    return _alike(path, _plain)
 
 
 def _plain(name: str) -> str:
@@ -128,8 +134,11 @@ def _names_by(folder: Path, changed: int, key: Callable[[str], str]) -> dict[str
 def index_of(folder: Path, split: str, suffix: str) -> Path:
     """``<split><suffix>`` in the folder of a split, or else the only file of that kind: ``test.eng`` of ``test-2023``."""
     path = named(folder / f"{split}{suffix}")
+    if path.is_file():
+        return path
+    note(folder, f"*{suffix}")
     others = list(folder.glob(f"*{suffix}"))
-    return others[0] if not path.is_file() and len(others) == 1 else path
+    return others[0] if len(others) == 1 else path
 
 
 def no_split(root: Path, split: str, found: Iterable[str]) -> DataError:
@@ -139,13 +148,16 @@ def no_split(root: Path, split: str, found: Iterable[str]) -> DataError:
 
 def first_file(candidates: Sequence[Path]) -> str:
     """The first that is there, see :func:`file_of`; the first of all where none is, so that it is reported as missing."""
-    exact = next((path for path in candidates if path.is_file()), None)
-    return str(exact or next((found for path in candidates if (found := file_of(path)).is_file()), candidates[0]))
+    for path in candidates:
+        if path.is_file():
+            return str(path)
+        missed(path)
+    return str(next((found for path in candidates if (found := file_of(path)).is_file()), candidates[0]))
 
 
 def names_in(folder: Path, *suffixes: str) -> list[str]:
     """Sorted names (without suffix) of all files of these kinds: text without audio is seen, and audio without text."""
-    note(folder, ",".join(suffixes))
+    note(folder, ",".join(f"*{suffix}" for suffix in suffixes))
     files = [_plain(file.name) for file in folder.iterdir()] if folder.is_dir() else []
     names = {file.removesuffix(suffix) for suffix in suffixes for file in files if file.endswith(suffix)}
     if not names:

@@ -38,6 +38,7 @@ def read_manifest_folder(root: Path, split: str, audio_roots: Sequence[str | Pat
     path = root / f"{split}.jsonl"
     if not path.is_file():
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
+    # Not noted: it says what the audio, which is, was found to be.
     report = root / f"{split}.report.json"
     note(path)
     measured = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("manifest") == digest_of(path)

@@ -17,6 +17,7 @@ from gdps_ds.data.corpora.files import (
 )
 from gdps_ds.data.corpora.places import first_file, home, no_split, split_file
 from gdps_ds.data.manifest import Utterance
+from gdps_ds.data.sources import is_there, note
 
 ESTONIAN = Pair("est", "eng")
 
@@ -53,6 +54,8 @@ def read_covost2(root: Path, split: str, pair: Pair) -> Iterator[Utterance]:
         source, target = (_unescaped(text_of(row, column)) for column in ("sentence", "translation"))
         return Utterance(f"{prefix}-{_stem(file)}", first_file(candidates), *pair, target, source)
 
+    for folder in (root, clips):
+        note(folder, f"{name}.tsv")
     tables = [path for folder in dict.fromkeys((root, clips)) for path in sorted(folder.glob(f"{name}.tsv"))]
     # Common Voice's own train.tsv, which has no translations, may lie beside CoVoST's table.
     if joined := [path for path in tables if path.name.endswith(f".{split}.tsv")]:
@@ -77,7 +80,7 @@ def _covost2_rows(path: Path, split: str, validated: Path) -> Iterator[tuple[int
         raise no_split(path, split, splits)
     wanted = {row["path"] for _, row in found if not isinstance(row, RowFault)}
     sentences: dict[str, str] = {}
-    if validated.is_file():
+    if is_there(validated):
         clips = (clip for _, clip in table(validated, "path", "sentence") if not isinstance(clip, RowFault))
         sentences = {clip["path"]: clip["sentence"] for clip in clips if clip["path"] in wanted}
     for number, row in found:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +23,12 @@ from gdps_ds.data.manifest import DataError, Utterance, read_manifest, write_man
 from gdps_ds.data.sampling import Position
 from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.model.families import load_model
-from gdps_ds.model.tokens import train_tokenizer
+from gdps_ds.model.tokens import load_tokenizer, train_tokenizer
 from gdps_ds.training import inputs
 from gdps_ds.training.inputs import label_ids, load_inputs, with_loss
 from gdps_ds.training.run_dir import open_run_dir
 from gdps_ds.training.trainer import Trainer
+from launchers import prepare
 from tests.tiny import ALONE, ARCHITECTURE
 from tests.unit.data.fixtures import tone
 
@@ -100,6 +103,90 @@ def test_edited_data_are_prepared_anew_or_refused_where_the_run_has_begun(config
         load_inputs(config, ALONE)
     assert f"{manifest} was changed" in str(refused.value)
     assert f"{audio} was changed" in str(refused.value)
+
+
+def begin(folder: Path) -> None:
+    latest = folder / "checkpoints" / "unified" / "latest"
+    latest.parent.mkdir(parents=True)
+    latest.write_text("update-000001")
+
+
+def test_a_run_that_has_begun_is_not_prepared_anew_from_what_cannot_be_compared(
+    config: Config, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, folder = load_inputs(config, ALONE), Path(config.run.dir) / "data"
+    before, manifest = (folder / "train.arrow").read_bytes(), corpus / "train.jsonl"
+    begin(folder.parent)
+    (folder / "train.arrow").unlink()
+    load_inputs(config, ALONE)
+    assert (folder / "train.arrow").read_bytes() == before, "from the same files the same"
+    text = manifest.read_text()
+    manifest.write_text(text.replace("Monday", "Sunday"))
+    (folder / "train.arrow").unlink()
+    with pytest.raises(RankZeroError, match=rf"another run\.dir, or put them back: {manifest} was changed"):
+        load_inputs(config, ALONE)
+    (folder / "train.sources.arrow").unlink()
+    with pytest.raises(RankZeroError, match=r"data has neither train\.arrow, .* nor train\.sources\.arrow"):
+        load_inputs(config, ALONE)
+    (folder / "train.arrow").write_bytes(before)
+    capsys.readouterr()
+    assert load_inputs(config, ALONE).train.utterances[0].target_text == "Monday 0, 5", "the data that it has trained with"
+    assert "train.sources.arrow is missing: whether corpora were edited is not seen" in capsys.readouterr().out
+    os.utime(found.train.utterances[0].audio, ns=(1, 1))
+    with pytest.raises(RankZeroError, match="audio of train was changed"):
+        load_inputs(config, ALONE)
+
+
+def test_data_of_unknown_origin_are_prepared_anew_before_the_run_begins(config: Config, corpus: Path) -> None:
+    load_inputs(config, ALONE)
+    (Path(config.run.dir) / "data" / "train.sources.arrow").unlink()
+    manifest = corpus / "train.jsonl"
+    manifest.write_text(manifest.read_text().replace("Monday", "Sunday"))
+    assert load_inputs(config, ALONE).train.utterances[0].target_text == "Sunday 0, 5"
+
+
+def test_data_that_runs_share_are_compared_for_all_of_them(config: Config, corpus: Path, tmp_path: Path) -> None:
+    """As run.unified and launchers/compare.py link them: what one run has trained with is not prepared anew by another."""
+    load_inputs(config, ALONE)
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "data").symlink_to(Path(config.run.dir) / "data", target_is_directory=True)
+    other = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(second)})})
+    manifest = corpus / "train.jsonl"
+    manifest.write_text(manifest.read_text().replace("Monday", "Sunday"))
+    assert load_inputs(other, ALONE).train.utterances[0].target_text == "Sunday 0, 5", "neither has begun"
+    assert (second / "data").is_symlink()
+    assert not (Path(config.run.dir) / "tokenizer").exists(), "it was made from other texts"
+    begin(Path(config.run.dir))
+    for gone in ("", "train.arrow"):
+        (Path(config.run.dir) / "data" / gone).unlink() if gone else None
+        manifest.write_text(manifest.read_text().replace("Sunday", "Friday"))
+        with pytest.raises(RankZeroError, match=rf"{manifest} was changed"):
+            load_inputs(other, ALONE)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_what_is_advised_where_audio_changed_helps(config: Config, corpus: Path, tmp_path: Path, prepared: bool) -> None:
+    config, root = with_data(config, cache_features=False), tmp_path / "prepared"
+
+    def prepare_manifest(split: str) -> None:
+        command = ["--corpus", "manifest", "--root", str(corpus), "--split", split, "--out", str(root)]
+        assert prepare.main([*command, *(["--no-references"] if split == "test" else [])]) == 0
+
+    if prepared:
+        for split in ("train", "dev", "test"):
+            prepare_manifest(split)
+        (entry,) = config.data.corpora
+        config = with_data(config, corpora=(entry.model_copy(update={"root": str(root), "audio_roots": (str(corpus),)}),))
+    found = load_inputs(config, ALONE)
+    tone(Path(found.train.utterances[12].audio), 0.5)
+    advice = r"the audio changed after it was measured; run launchers/prepare\.py again where it wrote the manifest, and start"
+    with pytest.raises(DataError, match=advice):
+        found.train.features[12]
+    if prepared:
+        prepare_manifest("train")
+    again = load_inputs(config, ALONE)
+    assert len(again.train.features[12]) == again.train.lengths[12] == 24  # windows of 25 ms each 10 ms in .5 s, by two
 
 
 def test_utterances_are_prepared_once_for_the_same_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +486,38 @@ def test_a_target_language_that_the_checkpoint_does_not_know_shows_before_data_a
     assert not (Path(config.run.dir) / "data").exists()
 
 
+def test_a_checkpoint_that_changes_in_its_place_is_seen(config: Config, checkpoint: Path) -> None:
+    config = config.model_copy(update={"model": ModelConfig(pretrained=str(checkpoint))})
+    before = load_inputs(config, ALONE).train[0].labels
+    train_tokenizer([f"{day[::-1]} 5432109876, 3" for day in DAYS], ["eng", "fra"], checkpoint, 60)  # as many other pieces
+    after = load_inputs(config, ALONE)
+    assert after.train[0].labels == label_ids(load_tokenizer(checkpoint), [after.train.utterances[0]])[0] != before
+    begin(Path(config.run.dir))
+    load_inputs(config, ALONE)
+    weights = next(checkpoint.glob("*.safetensors"))
+    os.utime(weights, ns=(1, 1))
+    settings = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(settings + "\n")
+    with pytest.raises(RankZeroError, match=r"model\.pretrained: 2 file\(s\) are not as they were") as refused:
+        load_inputs(config, ALONE)
+    assert f"{weights} was changed" in str(refused.value)
+    assert f"{checkpoint / 'config.json'} was changed" in str(refused.value)
+
+
+def test_labels_that_a_run_has_trained_with_are_not_made_by_another_tokenizer(config: Config) -> None:
+    load_inputs(config, ALONE)
+    folder = Path(config.run.dir)
+    begin(folder)
+    (folder / "data" / "train.labels.json").unlink()
+    load_inputs(config, ALONE)  # the same again
+    shutil.rmtree(folder / "tokenizer")
+    train_tokenizer(["Monday 0, 5"], ["fra", "eng"], folder / "tokenizer", 60)
+    labels = (folder / "data" / "train.labels.arrow").read_bytes()
+    with pytest.raises(RankZeroError, match=rf"the tokenizer of {folder} gives other labels of .*train\.arrow"):
+        load_inputs(config, ALONE)
+    assert (folder / "data" / "train.labels.arrow").read_bytes() == labels
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_target_language_without_a_code_is_refused_before_training(
     config: Config, corpus: Path, checkpoint: Path, pretrained: bool
@@ -416,9 +535,9 @@ def test_a_target_language_without_a_code_is_refused_before_training(
 def test_a_language_pair_that_is_evaluated_but_not_trained_is_told(
     config: Config, corpus: Path, checkpoint: Path, pretrained: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All training targets of bem have another code: the tokenizer knows both, the model learns one."""
-    rewritten(corpus, "train", lambda number, row: replace(row, target_lang="fra") if row.source_lang == "bem" else row)
-    told = r"\d utterances of dev are bem-eng, of which the training set has none \(it has bem-fra, mdw-fra\)"
+    """Target languages exchanged in training: the tokenizer knows both codes, but a new model does not learn these pairs."""
+    rewritten(corpus, "train", lambda number, row: replace(row, target_lang="fra" if row.source_lang == "bem" else "eng"))
+    told = r"\d utterances of dev are bem-eng, of which the training set has none \(it has bem-fra, mdw-eng\)"
     if not pretrained:
         with pytest.raises(RankZeroError, match=rf"data\.corpora: {told}; mend the language codes"):
             load_inputs(config, ALONE)

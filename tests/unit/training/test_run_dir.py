@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,11 +16,13 @@ import pytest
 from gdps_ds.config import Config, MineConfig, ModelConfig, PlanConfig
 from gdps_ds.config_file import ConfigError, load_config
 from gdps_ds.data.sampling import Position
-from gdps_ds.distributed.comm import Communicator
+from gdps_ds.distributed.comm import Communicator, RankZeroError
 from gdps_ds.plan import SharingPlan
-from gdps_ds.training.checkpoint import Best, PhaseCheckpoints, Progress, saved_tags
-from gdps_ds.training.run_dir import open_run_dir
-from gdps_ds.training.run_lock import hold_run_dir
+from gdps_ds.training.checkpoint import Best, CheckpointError, PhaseCheckpoints, Progress, saved_tags
+from gdps_ds.training.run_dir import clear_left, open_run_dir
+from gdps_ds.training.run_lock import check_free, hold_run_dir
+from gdps_ds.training.trained import load_trained
+from tests.launch import holding
 from tests.tiny import ALONE
 
 
@@ -140,25 +144,91 @@ def test_a_unified_model_that_this_run_would_not_have_made_is_refused(unified: C
     assert not (folder.parent / "second").exists()
 
 
-HOLD = """
-import pathlib, sys
+def test_one_job_at_a_time_trains_in_a_run_directory_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    with holding(tmp_path) as job:
+        for check in (hold_run_dir, lambda folder: check_free(folder, "run.lock", "trains in run.dir", "run.dir")):
+            with pytest.raises(
+                ConfigError, match=rf"another job trains in run\.dir: process {job} on .*SLURM_JOB_ID=77\) since 2"
+            ):
+                check(tmp_path)
+    check_free(tmp_path, "run.lock", "trains in run.dir", "run.dir")
+    hold_run_dir(tmp_path)
+
+
+FORK = """
+import os, pathlib, subprocess, sys
 from gdps_ds.training.run_lock import hold_run_dir
 hold_run_dir(pathlib.Path(sys.argv[1]))
-print(1, flush=True)
+wait = "input()"
+if sys.argv[2] == "spawn":
+    child = subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.DEVNULL, close_fds=False).pid
+else:
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        input()
+        os._exit(0)
+print(child, flush=True)
 input()
 """
 
 
-def test_one_job_at_a_time_trains_in_a_run_directory_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    command, environment = [sys.executable, "-c", HOLD, str(tmp_path)], os.environ | {"SLURM_JOB_ID": "77"}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None and job.stdout.readline() == "1\n"
-        with pytest.raises(
-            ConfigError, match=rf"another job trains in run\.dir: process {job.pid} on .*SLURM_JOB_ID=77\) since 2"
-        ):
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_child_that_outlives_its_rank_holds_no_lock(tmp_path: Path, how: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK, str(tmp_path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout is not None
+        child = int(job.stdout.readline())
+        with pytest.raises(ConfigError, match="another job trains"):
             hold_run_dir(tmp_path)
         job.kill()
+        job.wait()
+        os.kill(child, 0)  # it lives on, until its input ends
+        hold_run_dir(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_job_that_lives_on_this_node_is_refused_and_no_other(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
     hold_run_dir(tmp_path)
+    assert f"the file system has no locks ({os.strerror(number)}); no job on another node" in capsys.readouterr().err
+    record = json.loads((tmp_path / "run.lock").read_text())
+    assert record["pid"] == os.getpid()
+    # The test's parent stands for another job; its number may also have been another process's before.
+    parent = os.getppid()
+    ticks = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    (tmp_path / "run.lock").write_text(json.dumps(record | {"pid": parent, "started": ticks}))
+    with pytest.raises(ConfigError, match=f"another job trains in run.dir: process {parent} on "):
+        hold_run_dir(tmp_path)
+    for other in ({"started": str(int(ticks) - 1)}, {"host": "elsewhere"}, {"pid": 2**22 + 1}):
+        (tmp_path / "run.lock").write_text(json.dumps(record | {"pid": parent, "started": ticks} | other))
+        hold_run_dir(tmp_path)
+    (tmp_path / "run.lock").write_text("cut {")
+    hold_run_dir(tmp_path)
+
+
+def test_what_killed_jobs_leave_half_written_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    run, other, token = tmp_path / "run", tmp_path / "other", "0" * 32
+    (other / ".train.features.partial").mkdir(parents=True)
+    left = [f".sketches.safetensors.{token}.tmp", f"data/.train.arrow.{token}.tmp", "checkpoints/gdps/.update-000004.partial/w"]
+    kept = [
+        "metrics.jsonl", f".report.html.{token}.tmp", f"evaluation/.scores.txt.{token}.tmp", "data/.mine.tmp", ".git/config",
+        f"checkpoints/gdps/{token}.tmp",
+    ]  # fmt: skip
+    for name in (*left, "data/.train.features.partial/features.npy", *kept):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    (run / "hypotheses").symlink_to(other, target_is_directory=True)
+    assert clear_left(run) == 4 * len("half")
+    assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == sorted(kept)
+    assert (other / ".train.features.partial").is_dir()
+    assert clear_left(run) == 0
 
 
 def publish(checkpoints: PhaseCheckpoints, folder: Path, update: int, best: Best | None = None) -> None:
@@ -188,3 +258,63 @@ def test_best_is_what_the_manifest_says_or_is_not_there(tmp_path: Path) -> None:
     assert (tmp_path / "best").read_text() == "update-000004"
     publish(checkpoints, tmp_path, 8, Best(6, 1.0))  # 6 was evaluated but not saved
     assert not (tmp_path / "best").exists()
+
+
+def test_a_pointer_to_a_checkpoint_that_is_gone_says_which_there_are(tmp_path: Path) -> None:
+    checkpoints = PhaseCheckpoints(tmp_path, 2, ALONE)
+    for update in (4, 8):
+        publish(checkpoints, tmp_path, update)
+    shutil.rmtree(tmp_path / "update-000008")
+    with pytest.raises(
+        RankZeroError,
+        match=r"latest names update-000008, which is not there; there are update-000004; to go on from update-000004, write "
+        rf"that name into {tmp_path / 'latest'}",
+    ):
+        checkpoints.latest()
+    shutil.rmtree(tmp_path / "update-000004")
+    with pytest.raises(RankZeroError, match=r"there are none$"):
+        checkpoints.latest()
+
+
+def test_a_checkpoint_that_is_pruned_in_part_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle, whatever file it has come to: what is left is not offered, and goes with the next pruning."""
+    checkpoints = PhaseCheckpoints(tmp_path, 1, ALONE)
+    publish(checkpoints, tmp_path, 4)
+    with monkeypatch.context() as patch:
+
+        def killed(path: Path, **_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("gdps_ds.training.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(checkpoints, tmp_path, 8)
+    assert (tmp_path / "update-000004" / "plan.json").is_file()
+    assert saved_tags(tmp_path) == ["update-000008"]
+    publish(checkpoints, tmp_path, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "update-000012"]
+
+
+def test_the_source_of_a_unified_model_may_be_writing_a_line(unified: Config) -> None:
+    with (Path(unified.run.dir) / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "unif')
+    open_run_dir(after(unified))
+    lines = (Path(unified.run.dir).parent / "second" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["start", "unified"]
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_told_so(unified: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run that is training does, while launchers/evaluate.py or export.py read it."""
+    folder = Path(unified.run.dir)
+    phase = folder / "checkpoints" / "unified"
+
+    def tokenizer(path: Path) -> None:
+        shutil.rmtree(phase / "update-000001")
+        shutil.copytree(folder / "spare", phase / "update-000002")
+        raise FileNotFoundError("weights")
+
+    shutil.copytree(phase / "update-000001", folder / "spare")
+    monkeypatch.setattr("gdps_ds.training.trained.load_tokenizer", tokenizer)
+    with pytest.raises(
+        CheckpointError, match=r"update-000001 was removed while it was read, as a run that .*; there are update-000002$"
+    ):
+        load_trained(folder, "unified")
