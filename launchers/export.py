@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault(parser.prog, f"{out} is not empty; choose another --out or remove it")
     try:
         # By its name, as a run that goes on writes newer ones.
-        last, config = checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1], run_config(options.run_dir)
+        config, last = run_config(options.run_dir), checkpoints_of(options.run_dir, options.arm, options.checkpoint)[-1]
         trained = load_trained(options.run_dir, options.arm, last.folder.name, options.average)
         updates = (config.train.unify if options.arm == UNIFIED else config.train.specialise).updates
         print(f"{options.arm} after update {last.progress.update} of {updates}")
@@ -66,16 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with atomic_write(folder / "export.json") as file:
                 json.dump(note | {"plan": trained.plan.digest, "languages": languages}, file, indent=2)
             print(f"{', '.join(languages)}: {folder}")
-    except (
-        CheckpointError,
-        ForeignStateError,
-        DataError,
-        ConfigError,
-        ExportError,
-        PlanError,
-        UnfitCheckpointError,
-        OSError,
-    ) as error:
+    except FAULTS as error:
         return fault(parser.prog, error)
     return 0
 

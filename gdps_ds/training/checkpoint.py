@@ -203,10 +203,10 @@ class PhaseCheckpoints:
     def _record(self, progress: Progress) -> None:
         newest = self._pointed_to_by(LATEST)
         assert newest is not None and newest.progress.update == progress.update, "saved before it was evaluated"
+        self._point_to_best(progress.best)  # first: once the manifest has it, nothing looks for the best again
         with atomic_write(newest.folder / MANIFEST) as file:
             file.write(_manifest(progress, newest.files))
         sync(newest.folder)
-        self._point_to_best(progress.best)
         self._prune(progress.update)
 
     def _left(self) -> str:
@@ -221,10 +221,15 @@ class PhaseCheckpoints:
         ``gatherer`` is asked for only where there are sums: there are none where mining had not begun.
 
         Collective.
+
+        Raises:
+            CheckpointError: on every rank; the sums are those of each rank, as versions before this one saved them.
         """
         newest = self.latest()
         if newest is None:
             return
+        if any(name.startswith("mining-rank-") for name in newest.files):
+            raise CheckpointError(f"{newest.folder} has mining sums of another version; go on with that one, or start anew")
         if MINING in newest.files and self._comm.is_main:
             gatherer().load_state(load_file(newest.folder / MINING))
 
@@ -276,7 +281,7 @@ class PhaseCheckpoints:
         kept = {best.read_text().strip()} if best.is_file() else set()
         kept.update([tag for tag in saved_tags(self._folder) if (_update_of(tag) or 0) <= update][-self._keep :])
         for old in self._folder.glob("update-*"):
-            if old.name not in kept:
+            if old.name not in kept and _update_of(old.name) is not None:
                 _remove(old)
 
 

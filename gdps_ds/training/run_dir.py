@@ -24,6 +24,7 @@ RESOLVED, SKETCHES = "config.yaml", "sketches.safetensors"
 MAY_CHANGE = (
     "deepspeed",
     "track",
+    "run.dir",
     "run.resume",
     "run.arms",
     "run.keep_checkpoints",

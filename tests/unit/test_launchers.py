@@ -98,7 +98,7 @@ def test_export_without_what_it_needs(run_dir: Path, tmp_path: Path, said: Calla
     assert "has no checkpoints of 'gpds' (--arm); there are unified" in said(export.main, run_dir, "--arm", "gpds")
     assert "--average 0: must be at least 1" in said(export.main, run_dir, "--arm", "unified", "--average", "0")
     arguments = (export.main, run_dir, "--arm", "unified")
-    assert f"{newest} is no checkpoint: checkpoint.json: [Errno 2] No such file" in said(*arguments)
+    assert f"{newest.parent} has no checkpoint 'latest'; there are none" in said(*arguments)
     for content, fault in {
         "{": "is no checkpoint: checkpoint.json: Expecting",
         "[]": "checkpoint format None",

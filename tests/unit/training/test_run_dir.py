@@ -260,6 +260,33 @@ def test_best_is_what_the_manifest_says_or_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "best").exists()
 
 
+def test_the_best_checkpoint_is_pointed_to_before_its_evaluation_counts_as_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two leaves an evaluation that is made again, never a manifest whose best nobody points to."""
+    checkpoints = PhaseCheckpoints(tmp_path, 2, ALONE)
+    publish(checkpoints, tmp_path, 4, Best(4, 2.0))
+    publish(checkpoints, tmp_path, 6, Best(4, 2.0))
+
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gdps_ds.training.checkpoint._manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.record(Progress(6, Position(), Best(6, 1.0)))
+    assert (tmp_path / "best").read_text() == "update-000006"
+
+
+def test_pruning_leaves_what_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "update-000002-keep").mkdir()
+    (tmp_path / "update-notes.txt").touch()
+    for update in (4, 8):
+        publish(PhaseCheckpoints(tmp_path, 1, ALONE), tmp_path, update)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest", "update-000002-keep", "update-000008", "update-notes.txt"
+    ]  # fmt: skip
+
+
 def test_a_pointer_to_a_checkpoint_that_is_gone_says_which_there_are(tmp_path: Path) -> None:
     checkpoints = PhaseCheckpoints(tmp_path, 2, ALONE)
     for update in (4, 8):
