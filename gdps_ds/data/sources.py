@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from gdps_ds.data.manifest import Utterance
-from gdps_ds.files import atomic_path, digest_of
+from gdps_ds.files import atomic_path, digest_of, existing
 
 Entry = tuple[int, int, str]
 """Size in bytes, time of change in ns, and a digest ("" for audio); -1, -1 and "" where there is no such file."""
@@ -43,7 +43,7 @@ def noting(utterances: Iterator[Utterance], files: Files) -> Iterator[Utterance]
         finally:
             _NOTED.reset(token)
         if utterance.audio:
-            files[utterance.audio, AUDIO] = None
+            files[existing(utterance.audio), AUDIO] = None
         yield utterance
 
 
