@@ -83,8 +83,8 @@ class _Mix:
 
     def __init__(self, channel: int | None = None) -> None:
         self._channel, self.mono = channel, np.empty(0, dtype=np.float32)
-        self.channels, self._low, self._high = 0, np.inf, -np.inf
-        self._sums, self._squares, self._total_squares = np.zeros(0), np.zeros(0), 0.0
+        self.channels, self._total_squares = 0, 0.0
+        self._low, self._high, self._sums, self._squares = np.full(1, np.inf), np.full(1, -np.inf), np.zeros(0), np.zeros(0)
 
     def add(self, block: NDArray[np.float32]) -> None:
         """``block``: (frames, channels)."""
@@ -109,7 +109,7 @@ class _Mix:
 
     @property
     def silent(self) -> bool:
-        return bool((self._high - self._low < SILENT_RANGE).all())
+        return bool(np.all(self._high - self._low < SILENT_RANGE))
 
     @property
     def opposite(self) -> bool:

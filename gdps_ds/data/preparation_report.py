@@ -132,8 +132,8 @@ class PreparationReport:
 
     def keep(self, utterance: Utterance, decoded: Decoded) -> None:
         self.of(utterance.source_lang).keep(utterance, decoded)
-        for note in decoded.notes if self.noted is not None else ():
-            self.noted.write(row_of(utterance, note))
+        if self.noted is not None:
+            self.noted.writelines(row_of(utterance, note) for note in decoded.notes)
 
     def _list(self, utterance: Utterance, reason: str) -> None:
         if self.listing is not None:

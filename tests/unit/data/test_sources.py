@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from gdps_ds.data.corpora import read_corpus
+from gdps_ds.data.manifest import Utterance
 from gdps_ds.data.sources import Files, changes, noting, write_sources
 
 
@@ -32,3 +34,14 @@ def test_changed_added_and_removed_files_are_named(tmp_path: Path) -> None:
         f"{folder / 'b.mb'} was removed",
         f"{folder / 'b.wav'} was changed",
     ]
+
+
+def test_audio_that_is_named_in_the_other_normal_form_is_watched(tmp_path: Path) -> None:
+    there, record = tmp_path / unicodedata.normalize("NFD", "señal.wav"), tmp_path / "train.sources.arrow"
+    there.write_bytes(b"one")
+    named, files = str(tmp_path / unicodedata.normalize("NFC", "señal.wav")), Files()
+    list(noting(iter([Utterance("a", named, "bem", "eng", "x")]), files))
+    write_sources(record, files)
+    assert changes(record) == []
+    there.write_bytes(b"other")
+    assert changes(record) == [f"{there} was changed"]
