@@ -96,8 +96,6 @@ def _prepare_split(options: argparse.Namespace) -> None:
         shared = overlaps(stream_manifest(partial), {split: stream_manifest(path) for split, path in others.items()})
         contents: dict[str, Any] = {"languages": report.to_dict(), "overlap": shared}
         print(report.summary(shared, skipped))
-        if any(part.notes for part in report.languages.values()):
-            print(f"every utterance that is kept with a note is listed in {notes}")
         try:
             report.require(options.languages or report.languages, without_text=WITHOUT_TEXT)
         except DataError:
@@ -106,6 +104,8 @@ def _prepare_split(options: argparse.Namespace) -> None:
             raise
     digests = {"manifest": digest_of(manifest), "notes": digest_of(notes)}
     _write_report(report_path, contents | digests | {"corpus": corpus, "for": purpose or EVALUATION})
+    if any(part.notes for part in report.languages.values()):
+        print(f"every utterance that is kept with a note is listed in {notes}")
     if purpose is None:
         print(
             f"split '{options.split}' does not say what it is for, so it was kept whole, as for evaluation (--for); a run that "

@@ -136,7 +136,9 @@ def test_what_a_split_is_for_decides_what_is_kept(
     assert [row.id for row in read_manifest(tmp_path / "out" / f"{split}.jsonl")] == kept
     purpose = "training" if kept == ["good"] else "evaluation"
     assert json.loads((tmp_path / "out" / f"{split}.report.json").read_text())["for"] == purpose
-    assert ("does not say what it is for" in capsys.readouterr().out) == (split == "all" and not options)
+    shown = capsys.readouterr().out
+    assert ("does not say what it is for" in shown) == (split == "all" and not options)
+    assert ("kept with a note is listed in" in shown) == (purpose == "evaluation")
 
 
 def test_training_skips_what_a_split_that_was_kept_whole_has_notes_of(tmp_path: Path) -> None:
