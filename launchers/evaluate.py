@@ -21,13 +21,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.config_file import ConfigError, load_section
-from gdps_ds.data.manifest import DataError, Utterance, read_manifest
+from gdps_ds.data.manifest import DataError, Measured, Utterance
 from gdps_ds.data.text import has_text
 from gdps_ds.files import expanded
 from gdps_ds.launching import fault, location
@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
         # Before hours of decoding: a COMET model that is missing should be missed now.
         comet: list[Any] = []
         comm.from_main(lambda: comet.append(load_comet(settings.comet_model)) if options.comet else None)
-        if test and test[0].audio and not all(translations_of(spec).is_file() for spec in specs):
+        if any(each.audio for each in test) and not all(translations_of(spec).is_file() for spec in specs):
             test = comm.from_main(lambda: measured(test))
         systems = [load_system(spec, test, settings, comm, out) for spec in specs]
         if comm.is_main:
@@ -225,17 +225,18 @@ def read_specs(text: str, arms: Sequence[str]) -> list[Spec]:
 
 def read_test_set(options: argparse.Namespace, runs: Sequence[Path]) -> list[Utterance]:
     """What all systems must have translated; empty where the files of translations say it themselves."""
+    from gdps_ds.data.corpora.records import manifest_rows
     from gdps_ds.data.table import UtteranceTable
     from gdps_ds.evaluation.systems import utterances_of_references
 
     prepared = [run / "data" / "test.arrow" for run in runs[:1]]
     found: Iterable[Utterance] = ()
     if options.manifest is not None:
-        found = read_manifest(options.manifest)
+        found = manifest_rows(options.manifest)
     elif options.references:
         found = utterances_of_references(options.references[0], options.language)
     elif prepared and prepared[0].is_file():
-        found = UtteranceTable.open(prepared[0])
+        found = (Measured(**asdict(each)) for each in UtteranceTable.open(prepared[0]))
     return list(found)
 
 

@@ -32,7 +32,7 @@ CUT_OFF = "in the missing part of a truncated or damaged file"
 NOT_FINITE = "NaN or infinite samples"
 
 BLOCK = 2**20
-"""Frames that are read together where a file does not say how many there are."""
+"""Frames that are read together: a talk of hours is never held with all its channels."""
 LEAD_SECONDS = 1.0
 """Audio that is decoded before a segment of an MP3 file with frames that cannot be followed, and thrown away."""
 SILENT_RANGE = 2.0**-15
@@ -74,11 +74,63 @@ class Segment:
     silent: bool = False
 
 
+class _Mix:
+    """Blocks of frames mixed down as they come, with what has to be known of their channels.
+
+    Args:
+        channel: takes this channel alone; None takes the mean of all.
+    """
+
+    def __init__(self, channel: int | None = None) -> None:
+        self._channel, self.mono = channel, np.empty(0, dtype=np.float32)
+        self.channels, self._total_squares = 0, 0.0
+        self._low, self._high, self._sums, self._squares = np.full(1, np.inf), np.full(1, -np.inf), np.zeros(0), np.zeros(0)
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        """``block``: (frames, channels)."""
+        if not len(block):
+            return
+        if not self.channels:
+            self.channels = block.shape[1]
+            self._sums, self._squares = np.zeros(self.channels), np.zeros(self.channels)
+        count, channels = len(self.mono), np.ascontiguousarray(block.T)
+        # Grown in place: a list of blocks that is joined in the end would take twice the memory.
+        self.mono.resize(count + len(block), refcheck=False)
+        self.mono[count:] = channels.mean(axis=0) if self._channel is None else channels[self._channel]
+        self._low, self._high = np.minimum(self._low, channels.min(axis=1)), np.maximum(self._high, channels.max(axis=1))
+        self._sums += channels.sum(axis=1, dtype=np.float64)
+        self._squares += np.square(channels, dtype=np.float64).sum(axis=1)
+        if self.channels > 1:
+            self._total_squares += float(np.square(channels.sum(axis=0, dtype=np.float64)).sum())
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self._squares).all())
+
+    @property
+    def silent(self) -> bool:
+        return bool(np.all(self._high - self._low < SILENT_RANGE))
+
+    @property
+    def opposite(self) -> bool:
+        """Whether there is a signal, and channels cancel each other out, apart from what is constant in them."""
+        if self.channels < 2 or self.silent:
+            return False
+        count = len(self.mono)
+        together = self._total_squares - self._sums.sum() ** 2 / count
+        apart = (self._squares - self._sums**2 / count).sum()
+        return bool(together < OPPOSITE * apart)
+
+    @property
+    def loudest(self) -> int:
+        return int(self._squares.argmax())
+
+
 @dataclass(frozen=True)
 class _Decoded:
-    """(frames, channels) of a segment, and the frame up to which the file goes by its header."""
+    """One frame or more of a segment, their rate, and the frame up to which the file goes by its header."""
 
-    frames: NDArray[np.float32]
+    mix: _Mix
     rate: int
     promised: float
 
@@ -103,35 +155,28 @@ def read_segment(path: str, offset: float = 0.0, duration: float | None = None, 
         raise AudioError(ZERO_LENGTH, path, f"duration {duration} s")
     path = existing(path)
     decoded = _decode(path, offset, duration)
-    channels, native_rate = np.ascontiguousarray(decoded.frames.T), decoded.rate
-    if not np.isfinite(channels).all():
+    mix, native_rate = decoded.mix, decoded.rate
+    if not mix.is_finite:
         raise AudioError(NOT_FINITE, path)
-    start, length = round(offset * native_rate), channels.shape[1]
+    start, length = round(offset * native_rate), len(mix.mono)
     wanted = math.inf if duration is None else start + duration * native_rate
-    opposite = _are_opposite(channels)
-    mono = channels[np.square(channels).sum(axis=1).argmax()] if opposite else channels.mean(axis=0)
-    samples = soxr.resample(mono, native_rate, rate)
+    if mix.opposite:
+        # Read again, as all channels of a talk of hours are not held: few files are so.
+        decoded = _decode(path, offset, duration, mix.loudest)
+    samples = soxr.resample(decoded.mix.mono, native_rate, rate)
     return Segment(
         samples if duration is None else samples[: round(duration * rate)],
         native_rate,
-        len(channels),
+        mix.channels,
         missing=max(min(decoded.promised, wanted) - start - length, 0.0) / native_rate,
-        opposite=opposite,
-        silent=bool((np.ptp(channels, axis=1) < SILENT_RANGE).all()),
+        opposite=mix.opposite,
+        silent=mix.silent,
     )
 
 
-def _are_opposite(channels: NDArray[np.float32]) -> bool:
-    """Whether channels (channels, samples) cancel each other out."""
-    if len(channels) == 1:
-        return False
-    centred = channels - channels.mean(axis=1, keepdims=True)
-    total = centred.sum(axis=0)
-    return bool(np.vdot(total, total) < OPPOSITE * np.vdot(centred, centred))
-
-
-def _decode(path: str, offset: float, duration: float | None) -> _Decoded:
-    """What there is of a segment: one frame at least."""
+def _decode(path: str, offset: float, duration: float | None, channel: int | None = None) -> _Decoded:
+    """What there is of a segment: one frame at least. ``channel`` as :class:`_Mix` takes it."""
+    mix = _Mix(channel)
     with _open(path) as file:
         start, rate = round(offset * file.samplerate), file.samplerate
         # One frame more than asked for, so that rounding between the rates never leaves the segment short.
@@ -139,47 +184,48 @@ def _decode(path: str, offset: float, duration: float | None) -> _Decoded:
         index = mp3.frames_of(path) if file.format == "MP3" and (start or not mp3.has_index(path)) else None
         if index is not None:
             wanted = index.length - start if wanted is None else wanted
-            found = mp3.decode(path, index, start, wanted) if start < index.length else None
+            if start < index.length:
+                mix.add(mp3.decode(path, index, start, wanted))
             promised = float(file.frames) if mp3.has_index(path) else 0.0
         else:
             promised = promised_frames(path, file)
-            found, damaged = _read(file, start, wanted)
+            damaged = _read(file, start, wanted, mix)
             promised = math.inf if damaged and not knows_length(file) else promised
-    if found is not None and len(found):
-        return _Decoded(found, rate, promised)
+    if len(mix.mono):
+        return _Decoded(mix, rate, promised)
     if start < promised:
         raise AudioError(CUT_OFF, path, f"offset {offset} s")
     raise AudioError(BEYOND_END if start else EMPTY, path, f"offset {offset} s" if start else "")
 
 
-def _read(file: soundfile.SoundFile, start: int, wanted: int | None) -> tuple[NDArray[np.float32] | None, bool]:
-    """Up to ``wanted`` frames from ``start`` on (None where that is beyond the end), and whether an error has ended them.
+def _read(file: soundfile.SoundFile, start: int, wanted: int | None, mix: _Mix) -> bool:
+    """Add up to ``wanted`` frames from ``start`` on to ``mix``, a block at a time; whether an error has ended them.
 
     libsndfile fails at the place where a file is cut off, and soundfile after the last frame of a FLAC file that does not say
     how many it has; neither tells how many frames came before. The buffer shows it: what was not written is NaN.
     """
     if knows_length(file):
-        wanted = min(file.frames - start, math.inf if wanted is None else wanted)
+        wanted = min(file.frames - start, file.frames if wanted is None else wanted)
         if wanted <= 0:
-            return None, False
+            return False
     lead = min(start, round(LEAD_SECONDS * file.samplerate)) if file.format == "MP3" else 0
     try:
         file.seek(start - lead)
     except soundfile.LibsndfileError:
-        return None, False
-    wanted, parts, count = None if wanted is None else int(wanted) + lead, [], 0
+        return False
+    wanted, count = None if wanted is None else wanted + lead, 0
     while wanted is None or count < wanted:
-        size = BLOCK if wanted is None else wanted - count if knows_length(file) else min(BLOCK, wanted - count)
+        size = BLOCK if wanted is None else min(BLOCK, wanted - count)
         block = np.full((size, file.channels), np.nan, dtype=np.float32)
         try:
             found, error = file.buffer_read_into(block, dtype="float32"), None
         except soundfile.LibsndfileError as caught:
             found, error = int(np.argmax(np.append(np.isnan(block[:, 0]), True))), caught
-        parts.append(block[:found])
+        mix.add(block[max(lead - count, 0) : found])
         count += found
         if found < size or error is not None:
-            return np.concatenate(parts)[lead:], error is not None and error.code != _SEEK_FAILED
-    return np.concatenate(parts)[lead:], False
+            return error is not None and error.code != _SEEK_FAILED
+    return False
 
 
 _SEEK_FAILED = 39

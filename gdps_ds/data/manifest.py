@@ -13,7 +13,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Utterance:
 
     Attributes:
         id: unique in a manifest; decides the utterance's fold.
-        audio: path of the audio file.
+        audio: path of the audio file; empty where a test set has none, and the duration is 0.
         source_lang: language spoken, ISO 639-3.
         target_lang: language of the translation, ISO 639-3.
         target_text: the translation, or None where a test set comes without references.
@@ -53,14 +53,26 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Unusable(Utterance):
-    """A row of a corpus's index that is no utterance; ``reason`` is what it is counted under."""
+    """A row of a corpus's index that cannot be used.
+
+    Attributes:
+        reason: what it is counted under.
+        stays: it is an utterance all the same, which has its line among the translations of a test set.
+    """
 
     reason: str = ""
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Measured(Utterance):
-    """An utterance whose audio was decoded when its manifest was made: ``duration`` is what there is."""
+    """An utterance whose audio was decoded when its manifest was made: ``duration`` is what there is.
+
+    Attributes:
+        notes: what was found then, though it was kept.
+    """
+
+    notes: tuple[str, ...] = ()
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Utterance)}
@@ -92,11 +104,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 
 
 def stream_manifest(
-    path: str | Path, kind: type[Utterance] = Utterance, audio_roots: Sequence[str | Path] | None = None
+    path: str | Path, kind: Callable[..., Utterance] = Utterance, audio_roots: Sequence[str | Path] | None = None
 ) -> Iterator[Utterance]:
     """The utterances of a JSON-lines manifest, audio paths absolute. All of it is checked before the first one comes.
 
     Args:
+        kind: makes an utterance of its fields.
         audio_roots: folders, beside the manifest's own, that hold all audio, symbolic links followed; None for any folder.
 
     Raises:
@@ -114,7 +127,11 @@ def stream_manifest(
             found = _outside(folder / record["audio"], allowed)
         faults.add(record, found)
     faults.raise_for(path)
-    return (kind(**record | {"audio": os.path.normpath(folder / record["audio"])}) for record, _ in _records(path))
+    return (kind(**record | {"audio": _placed(record["audio"], folder)}) for record, _ in _records(path))
+
+
+def _placed(audio: str, folder: Path) -> str:
+    return audio and os.path.normpath(folder / audio)
 
 
 def _outside(audio: Path, allowed: Sequence[str]) -> list[str]:
@@ -131,7 +148,7 @@ def audio_roots_of(manifest: str | Path, root: str | Path) -> list[str]:
     """
     allowed, found = [os.path.realpath(Path(manifest).parent)], []
     seen: set[Path] = set()
-    for audio in (Path(utterance.audio) for utterance in stream_manifest(manifest)):
+    for audio in (Path(utterance.audio) for utterance in stream_manifest(manifest) if utterance.audio):
         if audio.parent in seen and not audio.is_symlink():
             continue
         seen.add(audio.parent)
@@ -172,7 +189,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
             record = asdict(utterance)
             if faults.add(record, _faults(record)):
                 sparse = {key: value for key, value in record.items() if value != _DEFAULTS[key]}
-                sparse["audio"] = _relative(utterance.audio, folder)
+                sparse["audio"] = utterance.audio and _relative(utterance.audio, folder)
                 file.write(json.dumps(sparse, ensure_ascii=False) + "\n")
         faults.raise_for(path)
     return len(faults)
@@ -243,6 +260,8 @@ def _faults(record: Mapping[str, Any]) -> list[str]:
     faults = [f"unknown key '{key}'; known keys: {', '.join(_DEFAULTS)}" for key in record if key not in _DEFAULTS]
     faults += [f"missing key '{key}'" for key, default in _DEFAULTS.items() if default is MISSING and key not in record]
     for key, value in record.items():
+        if key == "audio" and value == "" and record.get("duration") == 0.0:
+            continue
         if key in _NAMES and not (isinstance(value, str) and value.strip()):
             faults.append(f"{key} must be a non-empty string, found {value!r}")
         elif key in _TEXTS and not isinstance(value, str | None):

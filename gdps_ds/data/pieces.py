@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gdps_ds.data.audio import SAMPLE_RATE
 from gdps_ds.data.collate import Example, SpeechDataset
 from gdps_ds.data.features import frames_of_samples, log_mel, waveform_of
+from gdps_ds.data.sampling import Indices, length_batches
 
 
 def bounds_of(samples: int, longest: int) -> list[int]:
@@ -40,7 +41,7 @@ class Pieces:
     """What a set is translated from: its utterances in order, long ones in pieces, those without a frame left out.
 
     Attributes:
-        pieces: each of them. lengths: (P,) frames.
+        pieces: each of them. lengths: (P,) frames. whole: (P,) which are whole utterances.
         counts: (N,) pieces of each utterance of the set; 0 for what cannot be translated.
     """
 
@@ -52,8 +53,28 @@ class Pieces:
             for each in self.pieces
         ]
         self.lengths = np.array(frames, dtype=np.int32)
+        self.whole = np.array([each.whole for each in self.pieces], dtype=np.bool_)
         found = Counter(piece.index for piece in self.pieces)
         self.counts = [found[index] for index in range(len(dataset))]
+
+    def batches(self, ranks: int, *, max_frames: int, max_utterances: int) -> list[Indices]:
+        """:func:`~gdps_ds.data.sampling.length_batches` of the pieces, in the order in which ``ranks`` take turns at them.
+
+        The pieces of an utterance, which are equally long, stand beside each other and are for one rank, so that it is decoded
+        about once. Which pieces make a batch does not depend on ``ranks``.
+        """
+        found = length_batches(self._together(), max_frames=max_frames, max_utterances=max_utterances)
+        cut = [batch for batch in found if not self.whole[batch].all()]
+        shares = [[cut[index] for index in share] for share in np.array_split(np.arange(len(cut)), ranks)]
+        turns = [batch for turn in zip_longest(*shares) for batch in turn if batch is not None]
+        return turns + [batch for batch in found if self.whole[batch].all()]
+
+    def _together(self) -> NDArray[np.int32]:
+        """(P,) frames, those of the longest piece for all pieces of an utterance: a sort by length keeps them together."""
+        index = np.array([each.index for each in self.pieces], dtype=np.int64)
+        longest = np.zeros(len(self.counts), dtype=np.int32)
+        np.maximum.at(longest, index, self.lengths)
+        return longest[index]
 
     def __getitem__(self, place: int) -> Example:
         piece = self.pieces[place]

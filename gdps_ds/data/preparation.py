@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ NOT_MEASURED = "no usable audio when its manifest was made"
 TRUNCATED = "truncated or damaged file"
 OVERRUN = "segment that ends far beyond its file"
 SILENT = "no signal (digital silence)"
+FAULTS = (TRUNCATED, OVERRUN, SILENT)
+"""What training skips, and dev and test sets keep with a note."""
 OPPOSITE = "with channels that cancel each other out, of which the loudest was taken"
 
 CUT_TOLERANCE = 0.02
@@ -85,7 +87,7 @@ def prepared(
     """
     if not 0 <= min_seconds < max_seconds:
         raise DataError(f"min_seconds ({min_seconds}) must be at least 0 and below max_seconds ({max_seconds})")
-    checked = _checked(utterances, languages, require_text)
+    checked = _checked(utterances, languages, require_text, training)
     if not training:
         min_seconds, max_seconds = 0.0, math.inf
     measure = partial(_measure, min_seconds=min_seconds, max_seconds=max_seconds, shorten=too_long == "cut", training=training)
@@ -96,12 +98,15 @@ def prepared(
         elif isinstance(outcome, str):
             report.skip(utterance, outcome)
         else:
-            report.of(utterance.source_lang).keep(utterance, outcome)
+            report.keep(utterance, outcome)
             yield _with_duration(utterance, outcome.seconds)
 
 
 def _with_duration(utterance: Utterance, seconds: float) -> Utterance:
-    return Utterance(**asdict(utterance) | {"duration": seconds})
+    return Utterance(**{name: getattr(utterance, name) for name in _FIELDS} | {"duration": seconds})
+
+
+_FIELDS = tuple(field.name for field in fields(Utterance))
 
 
 def overlaps(utterances: Iterable[Utterance], others: Mapping[str, Iterable[Utterance]]) -> dict[str, int]:
@@ -122,7 +127,7 @@ def _marks(utterances: Iterable[Utterance]) -> NDArray[np.int64]:
 
 
 def _marks_of(utterance: Utterance) -> tuple[int, int]:
-    place = hash((utterance.audio, utterance.offset))
+    place = hash((utterance.audio or utterance.id, utterance.offset))
     texts = (utterance.source_text or "", utterance.target_text or "")
     return place, hash(texts) if any(texts) else place
 
@@ -132,22 +137,22 @@ class _NoAudio(str):
 
 
 def _checked(
-    utterances: Iterable[Utterance], languages: Sequence[str] | None, require_text: bool
+    utterances: Iterable[Utterance], languages: Sequence[str] | None, require_text: bool, training: bool
 ) -> Iterator[tuple[Utterance, str | None]]:
     """Each utterance with what is wrong with it as far as can be told without its audio."""
     seen: set[int] = set()  # hashes: ids are long
     for utterance in utterances:
-        if isinstance(utterance, Unusable):
+        if isinstance(utterance, Unusable) and (training or not utterance.stays):
             yield utterance, utterance.reason
         elif languages is not None and utterance.source_lang not in languages:
             yield utterance, OTHER_LANGUAGE
         elif (identity := hash(utterance.id)) in seen:
             yield utterance, DUPLICATE
         elif require_text and not has_text(utterance.target_text):
-            yield utterance, NO_TEXT
+            yield utterance, utterance.reason if isinstance(utterance, Unusable) else NO_TEXT
         else:
             seen.add(identity)
-            yield utterance, None
+            yield utterance, _NoAudio(utterance.reason) if isinstance(utterance, Unusable) else None
 
 
 def _measure(
@@ -157,6 +162,8 @@ def _measure(
     utterance, fault = checked
     if fault is not None:
         return utterance, fault
+    if not utterance.audio:
+        return utterance, _NoAudio(NOT_MEASURED)
     utterance = replace(utterance, audio=existing(utterance.audio))
     asked = utterance.duration
     if isinstance(utterance, Measured) and asked is not None:
@@ -173,7 +180,12 @@ def _measure(
         except AudioError as error:
             return utterance, _NoAudio(error.reason)
         seconds = len(segment.samples) / SAMPLE_RATE
-    faults = [] if segment is None else _faults(segment, seconds, asked and min(asked, limit))
+    if segment is not None:
+        faults = _faults(segment, seconds, asked and min(asked, limit))
+        notes = [*faults, *([OPPOSITE] if segment.opposite else [])]
+    else:
+        notes = list(utterance.notes) if isinstance(utterance, Measured) else []
+        faults = [note for note in notes if note in FAULTS]
     if training and faults and faults[0] != SILENT:
         return utterance, faults[0]
     if seconds < min_seconds or frames_of(seconds) == 0:
@@ -186,10 +198,9 @@ def _measure(
     ends_early = not longer and asked is not None and asked - seconds > CUT_TOLERANCE
     kept = math.floor(max_seconds * SAMPLE_RATE) / SAMPLE_RATE if longer else seconds
     if segment is None:
-        return utterance, Decoded(kept, ends_early, longer, 0, 0, ())
+        return utterance, Decoded(kept, ends_early, longer, 0, 0, tuple(notes))
     ends_early |= segment.missing > CUT_TOLERANCE
-    notes = (*faults, *([OPPOSITE] if segment.opposite else []))
-    return utterance, Decoded(kept, ends_early, longer, segment.native_rate, segment.channels, notes)
+    return utterance, Decoded(kept, ends_early, longer, segment.native_rate, segment.channels, tuple(notes))
 
 
 def _faults(segment: Segment, seconds: float, asked: float | None) -> list[str]:

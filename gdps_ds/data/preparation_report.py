@@ -16,7 +16,7 @@ from gdps_ds.files import atomic_write
 NO_TEXT = "empty text"
 EXAMPLES = 3
 LISTED = ("id", "language", "reason", "file")
-"""Columns of the list of skipped utterances."""
+"""Columns of the lists of skipped utterances, and of those that are kept with a note."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,12 @@ class PreparationReport:
 
     Attributes:
         listing: an open file that gets a line for each skipped utterance, see :func:`listed`; None lists none.
+        noted: one that gets a line for each note of an utterance that is kept.
     """
 
     languages: dict[str, LanguageReport] = field(default_factory=dict)
     listing: TextIO | None = None
+    noted: TextIO | None = None
 
     def of(self, language: str) -> LanguageReport:
         return self.languages.setdefault(language, LanguageReport())
@@ -128,9 +130,14 @@ class PreparationReport:
         self.of(utterance.source_lang).leave(utterance, reason)
         self._list(utterance, reason)
 
+    def keep(self, utterance: Utterance, decoded: Decoded) -> None:
+        self.of(utterance.source_lang).keep(utterance, decoded)
+        if self.noted is not None:
+            self.noted.writelines(row_of(utterance, note) for note in decoded.notes)
+
     def _list(self, utterance: Utterance, reason: str) -> None:
         if self.listing is not None:
-            self.listing.write(listed(utterance.id, utterance.source_lang, reason, utterance.audio))
+            self.listing.write(row_of(utterance, reason))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, languages sorted."""
@@ -182,19 +189,36 @@ class PreparationReport:
         return f"{skipped.total()} read, " + ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
 
 
+def cell(text: str) -> str:
+    """``text`` as it stands in a list: white space becomes a space."""
+    return " ".join(text.split())
+
+
 def listed(*cells: str) -> str:
-    """A line of a tab-separated list with the columns :data:`LISTED`; white space in a cell becomes a space."""
-    return "\t".join(" ".join(cell.split()) for cell in cells) + "\n"
+    """A line of a tab-separated list with the columns :data:`LISTED`."""
+    return "\t".join(map(cell, cells)) + "\n"
+
+
+def row_of(utterance: Utterance, reason: str) -> str:
+    """The line of an utterance in a list."""
+    return listed(utterance.id, utterance.source_lang, reason, utterance.audio)
 
 
 @contextmanager
-def report_with_list(path: Path) -> Iterator[PreparationReport]:
-    """A report that also writes every skipped utterance, as they come, to ``path``, a tab-separated file with a header.
-
-    The file is there when the block ends without an error.
-    """
+def new_list(path: Path) -> Iterator[TextIO]:
+    """A tab-separated list with its header, which is there when the block ends without an error."""
     with atomic_write(path) as file:
         file.write(listed(*LISTED))
-        report = PreparationReport(listing=file)
+        yield file
+
+
+@contextmanager
+def report_with_list(path: Path, noted: TextIO | None = None) -> Iterator[PreparationReport]:
+    """A report that also writes every skipped utterance, as they come, to the list ``path``, and notes to ``noted``.
+
+    The list is there when the block ends without an error.
+    """
+    with new_list(path) as file:
+        report = PreparationReport(listing=file, noted=noted)
         yield report
-        report.listing = None
+        report.listing = report.noted = None

@@ -153,7 +153,7 @@ def write_utterances(path: Path, utterances: Iterable[Utterance], key: str) -> N
 
     ``key`` says what they were made from, see :func:`key_of`.
     """
-    rows = (_row(utterance) | {"audio": absolute(utterance.audio)} for utterance in utterances)
+    rows = (_row(utterance) | {"audio": utterance.audio and absolute(utterance.audio)} for utterance in utterances)
     _write(path, UTTERANCES, rows, key)
 
 

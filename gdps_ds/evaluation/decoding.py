@@ -16,7 +16,7 @@ from gdps_ds.config import DecodeConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.pieces import Pieces
-from gdps_ds.data.sampling import Indices, length_batches
+from gdps_ds.data.sampling import Indices
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.evaluation.metrics import is_spaceless
 from gdps_ds.model.tokens import language_code
@@ -79,10 +79,11 @@ def translate(
     except ValueError as error:
         raise DataError(str(error)) from None
     pieces = Pieces(dataset, settings.max_seconds)
-    batches = length_batches(pieces.lengths, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
+    ranks = engine.comm.world_size
+    batches = pieces.batches(ranks, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
     texts: dict[int, tuple[str, bool]] = {}
     with engine.evaluating():
-        for indices, real in rank_share(batches, engine.comm.rank, engine.comm.world_size):
+        for indices, real in rank_share(batches, engine.comm.rank, ranks):
             batch = collate([pieces[place] for place in indices])
             before_batch(batch)
             hypotheses = _generate(engine, batch, tokenizer, settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from gdps_ds.config import DecodeConfig, ModelConfig
 from gdps_ds.data.collate import Batch, Collator, SpeechDataset
 from gdps_ds.data.features import OnTheFlyFeatures
-from gdps_ds.data.manifest import DataError, Measured, Utterance
+from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.preparation import prepare
 from gdps_ds.data.table import UtteranceTable
 from gdps_ds.distributed.comm import Communicator
@@ -87,14 +86,17 @@ def load_checkpoint(name: str, comm: Communicator) -> TrainedModel:
 
 
 def measured(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """A test set with its true durations where they are not known, and none for audio that cannot be used: those utterances are
-    printed, and their translations empty.
+    """A test set with true durations, and none for audio that cannot be used: those utterances are printed, and their
+    translations empty.
+
+    All but :class:`~gdps_ds.data.manifest.Measured` are decoded: a duration that people write may not be the audio's.
 
     Raises:
         DataError: no utterance of a language has usable audio.
     """
-    rows = (each if each.duration is None else Measured(**asdict(each)) for each in utterances)
-    found, report = prepare(rows, languages=None, min_seconds=0.0, max_seconds=float("inf"), require_text=False, training=False)
+    found, report = prepare(
+        utterances, languages=None, min_seconds=0.0, max_seconds=float("inf"), require_text=False, training=False
+    )
     if any(each.untranslatable for each in report.languages.values()):
         print(report.summary({}), flush=True)
     report.require(sorted({each.source_lang for each in utterances}))

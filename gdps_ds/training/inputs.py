@@ -21,7 +21,7 @@ from gdps_ds.data.features import FeatureStore, OnTheFlyFeatures
 from gdps_ds.data.manifest import DataError, Unusable, Utterance
 from gdps_ds.data.parallel import map_in_order, parts_of
 from gdps_ds.data.preparation import overlaps, prepared
-from gdps_ds.data.preparation_report import report_with_list
+from gdps_ds.data.preparation_report import new_list, report_with_list
 from gdps_ds.data.sources import Files, noting, write_sources
 from gdps_ds.data.table import LabelTable, UtteranceTable, key_of, write_labels, write_utterances
 from gdps_ds.distributed.comm import Communicator, RankZeroError
@@ -200,7 +200,9 @@ def _patience(comm: Communicator) -> Iterator[None]:
 
 
 def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence[str] = (), progress: bool = False) -> None:
-    """Write ``<role>.arrow``, ``<role>.report.json`` and ``<role>.skipped.tsv`` unless they are there for the same settings.
+    """Write ``<role>.arrow``, its report and lists unless they are there for the same settings.
+
+    ``<role>.report.json`` counts what was skipped and noted, ``<role>.skipped.tsv`` and ``<role>.notes.tsv`` list it.
 
     Args:
         earlier: roles that have been prepared; the report counts utterances that they hold too.
@@ -213,8 +215,8 @@ def prepare_role(data: DataConfig, role: str, folder: Path, *, earlier: Sequence
         return
     print(f"{role}: preparing, while other ranks wait; launchers/prepare.py can decode a large corpus beforehand", flush=True)
     skipped = folder / f"{role}.skipped.tsv"
-    with atomic_path(path) as partial_path:
-        with report_with_list(skipped) as report:
+    with atomic_path(path) as partial_path, new_list(folder / f"{role}.notes.tsv") as noted:
+        with report_with_list(skipped, noted) as report:
             kept = prepared(
                 noting(_read(data, role), files),
                 report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from gdps_ds.config import DataConfig
 from gdps_ds.data.manifest import DataError
-from gdps_ds.data.preparation_report import LISTED, listed
+from gdps_ds.data.preparation_report import new_list, row_of
 from gdps_ds.data.table import LabelTable, UtteranceTable
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.files import atomic_write
@@ -34,8 +35,8 @@ def trainable_rows(
 ) -> NDArray[np.int64] | None:
     """The utterances (M,) of a role that training may draw; None for all. Collective.
 
-    Rank 0 counts long targets in the role's report, and lists them in ``<role>.long-targets.tsv`` beside it. Those of the dev
-    set are only counted: its loss is over them too.
+    Rank 0 counts long targets in the role's report, and lists them, and those without a text, in ``<role>.targets.tsv`` beside
+    it. Long ones of the dev set are only listed: its loss is over them too.
 
     Args:
         stem: the role's files without their suffixes.
@@ -45,7 +46,8 @@ def trainable_rows(
     """
     lengths = targets.lengths()
     reasons = {LONG_TARGET: lengths > data.max_target_tokens, EMPTY_TARGET: is_empty(lengths)}
-    comm.from_main(partial(_record, data.max_target_tokens, utterances, np.flatnonzero(reasons[LONG_TARGET]), stem))
+    rows = {reason: np.flatnonzero(found) for reason, found in reasons.items()}
+    comm.from_main(partial(_record, data.max_target_tokens, utterances, rows, stem))
     left_out = np.logical_or.reduce(list(reasons.values()))
     if stem.name != "train" or not left_out.any():
         return None
@@ -62,23 +64,23 @@ def trainable_rows(
     return np.flatnonzero(~left_out)
 
 
-def _record(limit: int, utterances: UtteranceTable, long: NDArray[np.int64], stem: Path) -> None:
-    """Write the list and the count of ``long`` targets, or remove those of another limit."""
-    listing, path = stem.with_name(f"{stem.name}.long-targets.tsv"), stem.with_name(f"{stem.name}.report.json")
+def _record(limit: int, utterances: UtteranceTable, rows: Mapping[str, NDArray[np.int64]], stem: Path) -> None:
+    """Write the list of the ``rows`` of each reason and the count of long targets, or remove those of another limit."""
+    listing, path = stem.with_name(f"{stem.name}.targets.tsv"), stem.with_name(f"{stem.name}.report.json")
     report = json.loads(path.read_text(encoding="utf-8"))
-    counts: Counter[str] = Counter()
-    if long.size:
-        with atomic_write(listing) as file:
-            file.write(listed(*LISTED))
-            for utterance in (utterances[int(row)] for row in long):
-                counts[utterance.source_lang] += 1
-                file.write(listed(utterance.id, utterance.source_lang, LONG_TARGET, utterance.audio))
-        fate = "left out of training" if stem.name == "train" else "kept: the dev loss is over all targets"
-        by_language = ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
-        print(f"{stem.name}: {long.size} targets have more than {limit} tokens (data.max_target_tokens), {fate}: {by_language}")
-        print(f"all of them are listed in {listing}", flush=True)
+    if any(found.size for found in rows.values()):
+        with new_list(listing) as file:
+            for reason, found in rows.items():
+                file.writelines(row_of(utterances[int(row)], reason) for row in found)
     else:
         listing.unlink(missing_ok=True)
+    counts = Counter(utterances[int(row)].source_lang for row in rows[LONG_TARGET])
+    if counts:
+        fate = "left out of training" if stem.name == "train" else "kept: the dev loss is over all targets"
+        by_language = ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
+        count = f"{counts.total()} targets have more than {limit} tokens (data.max_target_tokens)"
+        print(f"{stem.name}: {count}, {fate}: {by_language}")
+        print(f"all of them are listed in {listing}", flush=True)
     if report.get("long_targets", {}) != dict(counts):
         with atomic_write(path) as file:
             json.dump(report | {"long_targets": dict(sorted(counts.items()))}, file, indent=2, ensure_ascii=False)

@@ -44,13 +44,29 @@ def iso_639_1(language: str) -> str:
 
 
 class RowFault(Exception):
-    """A row that cannot be used; the message is the reason it is counted under."""
+    """A row that cannot be used; the message is the reason it is counted under.
+
+    Attributes:
+        stays: there is an utterance in the row all the same; not in a blank line.
+    """
+
+    def __init__(self, reason: str, *, stays: bool = True) -> None:
+        super().__init__(reason)
+        self.stays = stays
 
 
 def utterances(
-    rows: Iterable[tuple[int, Row | RowFault]], parse: Callable[[Row], Utterance], prefix: str, pair: Pair | None = None
+    rows: Iterable[tuple[int, Row | RowFault]],
+    parse: Callable[[Row], Utterance],
+    prefix: str,
+    pair: Pair | None = None,
+    translation: Callable[[Row], str | None] = lambda row: None,
 ) -> Iterator[Utterance]:
-    """``parse`` of every numbered row; where it raises :class:`RowFault`, an :class:`Unusable` named after the line."""
+    """``parse`` of every numbered row; where it raises :class:`RowFault`, an :class:`Unusable` named after the line.
+
+    Args:
+        translation: what a row that cannot be parsed holds of it: test sets keep such a row.
+    """
     source, target = pair or (UNDETERMINED, UNDETERMINED)
     for number, row in rows:
         try:
@@ -58,7 +74,9 @@ def utterances(
                 raise row
             yield parse(row)
         except RowFault as fault:
-            yield Unusable(f"{prefix}-line-{number}", "", source, target, None, reason=str(fault))
+            text = None if isinstance(row, RowFault) else translation(row)
+            stays = fault.stays and pair is not None
+            yield Unusable(f"{prefix}-line-{number}", "", source, target, text, reason=str(fault), stays=stays)
 
 
 def read_text(path: Path) -> str | None:
@@ -71,6 +89,11 @@ def read_text(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
     return one_line(text)
+
+
+def plain(text: str | RowFault | None) -> str | None:
+    """A line of a text where it can be read."""
+    return one_line(text) if isinstance(text, str) else None
 
 
 def one_line(text: str) -> str:
@@ -132,7 +155,7 @@ def table(path: Path, *required: str) -> Iterator[tuple[int, dict[str, str] | Ro
     for number, line in rows:
         cells = line if isinstance(line, RowFault) else line.split("\t")
         if isinstance(cells, list) and len(cells) != len(names):
-            cells = RowFault(WRONG_COLUMNS)
+            cells = RowFault(WRONG_COLUMNS, stays=any(map(str.strip, cells)))
         yield number, cells if isinstance(cells, RowFault) else dict(zip(names, map(str.strip, cells), strict=True))
 
 
@@ -162,7 +185,7 @@ def _json_object(text: str) -> dict[str, Any] | RowFault:
     try:
         record = json.loads(text, strict=False)
     except json.JSONDecodeError:
-        return RowFault(NOT_JSON)
+        return RowFault(NOT_JSON, stays=bool(text.strip()))
     return record if isinstance(record, dict) else RowFault(NOT_JSON)
 
 

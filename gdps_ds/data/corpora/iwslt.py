@@ -14,6 +14,7 @@ from gdps_ds.data.corpora.files import (
     RowFault,
     lines,
     one_line,
+    plain,
     seconds,
     segment_id,
     text_lines,
@@ -75,14 +76,16 @@ def _read_aeb_file(data: Path, name: str, prefix: str, excluded: set[str]) -> It
         yield replace(utterance, source_text=left[utterance.id].pop(0) if left.get(utterance.id) else None)
     for utterance in transcripts:
         if left[utterance.id]:
-            yield replace(utterance, source_text=left[utterance.id].pop(0), target_text=None)
+            rest = replace(utterance, source_text=left[utterance.id].pop(0), target_text=None)
+            # A transcript that cannot be read is one of a segment that is among the translations.
+            yield replace(rest, stays=False) if isinstance(rest, Unusable) and translations else rest
 
 
 def _ldc_row(line: str) -> tuple[float, float, str]:
     """``start end speaker text``; the tab before an empty text may be missing."""
     cells = line.split("\t")
     if len(cells) not in (3, 4):
-        raise RowFault(WRONG_COLUMNS)
+        raise RowFault(WRONG_COLUMNS, stays=bool(line.strip()))
     return seconds(cells[0]), seconds(cells[1]), "".join(cells[3:])
 
 
@@ -108,7 +111,11 @@ def read_aeb_stm(root: Path, split: str) -> Iterator[Utterance]:
         return replace(utterance, target_text=one_line(translation))
 
     pairs = [(number, (line, translation)) for (number, line), translation in zip(rows, other, strict=True)]
-    yield from utterances(pairs, parse, f"aeb-{split}", TUNISIAN)
+
+    def translation_of(pair: tuple[str | RowFault, str | RowFault | None]) -> str | None:
+        return plain("".join(pair[1].split("\t")[6:])) if isinstance(pair[1], str) else None
+
+    yield from utterances(pairs, parse, f"aeb-{split}", TUNISIAN, translation_of)
 
 
 def _stm_row(line: str | RowFault, root: Path) -> Segment:
@@ -164,4 +171,4 @@ def read_stamped(root: Path, split: str, name: str, pair: Pair, suffix: str) -> 
         )
 
     pairs = [(number, (line, translation)) for (number, line), translation in zip(rows, texts, strict=True)]
-    yield from utterances(pairs, parse, f"{name}-{split}", pair)
+    yield from utterances(pairs, parse, f"{name}-{split}", pair, lambda row: plain(row[1]))

@@ -17,6 +17,7 @@ from gdps_ds.data.corpora.files import (
     lines,
     name_of,
     one_line,
+    plain,
     seconds,
     segment_id,
     text_lines,
@@ -60,7 +61,7 @@ def read_mustc(root: Path, split: str, pair: Pair, name: str = "mustc") -> Itera
         )
 
     rows = enumerate(zip(entries, source, target, strict=True), start=1)
-    yield from utterances(rows, parse, f"{name}-{pair.source}-{pair.target}-{split}", pair)
+    yield from utterances(rows, parse, f"{name}-{pair.source}-{pair.target}-{split}", pair, lambda row: plain(row[2]))
 
 
 def _entries(path: Path) -> list[Any]:

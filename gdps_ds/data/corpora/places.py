@@ -6,11 +6,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from glob import escape
 from pathlib import Path
 
 from gdps_ds.data.manifest import DataError
 from gdps_ds.data.sources import missed, note
+from gdps_ds.files import existing
 
 DEPTH = 3
 """Folders between the root that is given and the corpus."""
@@ -26,10 +26,9 @@ def split_folder(root: Path, split: str, *marks: str, prefer: Sequence[str] = ()
     Raises:
         DataError: there is none; lists the splits that there are.
     """
-    folder = named(home(root, *(f"{escape(split)}/{mark}" for mark in marks), prefer=prefer) / split)
-    if folder.is_dir():
-        return folder
     parent = home(root, *(f"*/{mark}" for mark in marks), prefer=prefer)
+    if (folder := named(parent / split)).is_dir():
+        return folder
     folders = _folders_in(parent)
     raise no_split(parent, split, [child.name for child in folders if _holds(child, marks)] or [each.name for each in folders])
 
@@ -42,11 +41,10 @@ def split_file(root: Path, split: str, *patterns: str) -> tuple[Path, Path]:
     Raises:
         DataError: there is none; lists the splits that there are.
     """
-    parent = home(root, *(pattern.replace("*", escape(split)) for pattern in patterns))
+    parent = home(root, *patterns)
     for pattern in patterns:
         if (path := named(parent / pattern.replace("*", split))).is_file():
             return parent, path
-    parent = home(root, *patterns)
     for pattern in patterns:
         before, _, after = pattern.partition("*")
         if names := [str(path.relative_to(parent)) for path in parent.glob(pattern)]:
@@ -58,7 +56,8 @@ def home(root: Path, *patterns: str, prefer: Sequence[str] = ()) -> Path:
     """The folder that holds one of ``patterns``: ``root``, or else the nearest one below it, up to :data:`DEPTH` folders.
 
     Archives and repositories put a corpus into folders of their own, and users name what they have downloaded. Where nothing
-    holds them, it is ``root``.
+    holds them, it is ``root``. For patterns of any split, it does not depend on which one is asked for: one that a corpus lacks
+    is never taken from a copy or another corpus below or beside it.
 
     Raises:
         DataError: several folders hold them, and ``prefer`` does not name one.
@@ -102,6 +101,7 @@ def file_of(path: Path) -> Path:
 
     File systems and archives change either; the case of the name itself may tell two files apart.
     """
+    path = Path(existing(str(path.parent))) / path.name
     if path.is_file():
         return path
     missed(path)

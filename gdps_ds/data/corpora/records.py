@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from gdps_ds.data.corpora.files import (
     text_of,
     utterances,
 )
-from gdps_ds.data.corpora.places import first_file, home, no_split, split_file
-from gdps_ds.data.manifest import Measured, Utterance, stream_manifest
+from gdps_ds.data.corpora.places import first_file, no_split, split_file
+from gdps_ds.data.manifest import DataError, Measured, Utterance, stream_manifest
+from gdps_ds.data.preparation_report import cell
 from gdps_ds.data.sources import note
 from gdps_ds.files import digest_of
 
@@ -32,17 +32,40 @@ PLACEHOLDERS = frozenset({".", "NOT PLAYING", "NOT FOUND"})
 def read_manifest_folder(root: Path, split: str, audio_roots: Sequence[str | Path] | None = None) -> Iterator[Utterance]:
     """``<split>.jsonl`` as :mod:`gdps_ds.data.manifest` defines it, with audio in ``root`` and ``audio_roots``, or anywhere.
 
-    Where it still is as ``launchers/prepare.py`` wrote it, which its report tells, its audio need not be decoded again.
+    Where it still is as ``launchers/prepare.py`` wrote it, which its report tells, its audio need not be decoded again. It is
+    never looked for below ``root``: another manifest there may be a copy, or another corpus.
     """
-    root = home(root, f"{escape(split)}.jsonl")
     path = root / f"{split}.jsonl"
     if not path.is_file():
         raise no_split(root, split, [file.stem for file in root.glob("*.jsonl")])
-    # Not noted: it says what the audio, which is, was found to be.
-    report = root / f"{split}.report.json"
+    yield from manifest_rows(path, audio_roots)
+
+
+def manifest_rows(path: Path, audio_roots: Sequence[str | Path] | None = None) -> Iterator[Utterance]:
+    """The utterances of a manifest, :class:`Measured` where it and its notes are as ``launchers/prepare.py`` wrote them.
+
+    Raises:
+        DataError: what :func:`stream_manifest` raises; or the manifest is as it was written, but its notes are not.
+    """
+    # The report is not noted: it says what the audio, which is, was found to be.
+    report, notes = (path.with_name(f"{path.stem}{suffix}") for suffix in (".report.json", ".notes.tsv"))
     note(path)
-    measured = report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("manifest") == digest_of(path)
-    yield from stream_manifest(path, Measured if measured else Utterance, audio_roots)
+    note(notes)
+    held = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    if not path.is_file() or "notes" not in held or held.get("manifest") != digest_of(path):
+        return stream_manifest(path, audio_roots=audio_roots)
+    # Decoding would not find all of them again: durations are of what is left of truncated files.
+    if not notes.is_file() or held["notes"] != digest_of(notes):
+        raise DataError(f"{notes} is not as it was written with {path}; put it back, or run launchers/prepare.py again")
+    found: dict[str, tuple[str, ...]] = {}
+    for line in notes.read_text(encoding="utf-8").splitlines()[1:]:
+        name, _, reason, _ = line.split("\t")
+        found[name] = (*found.get(name, ()), reason)
+
+    def measured(**record: Any) -> Utterance:
+        return Measured(**record, notes=found.get(cell(record["id"]), ()))
+
+    return stream_manifest(path, measured if found else Measured, audio_roots)
 
 
 def read_bigc(root: Path, split: str) -> Iterator[Utterance]:
@@ -63,7 +86,7 @@ def read_bigc(root: Path, split: str) -> Iterator[Utterance]:
         audio = first_file([folder / f"{stem}{suffix}" for suffix in (".wav", ".wav.wav", "") for folder in folders])
         target, source = text_of(record, "en_translation"), text_of(record, "bem_transcription")
         if not PLACEHOLDERS.isdisjoint({target, source}):
-            raise RowFault(PLACEHOLDER)
+            raise RowFault(PLACEHOLDER, stays=False)
         return Utterance(f"bigc-{split}-{stem}", audio, *BEMBA, target, source)
 
     yield from utterances(json_lines(index), parse, f"bigc-{split}", BEMBA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from gdps_ds.data import audio, containers, mp3, preparation
@@ -223,6 +225,25 @@ def test_the_quietest_recording_is_no_silence(tmp_path: Path) -> None:
     steps = np.random.default_rng(0).integers(0, 2, RATE).astype(np.int16)
     kept, _ = reports(write(tmp_path / "a.wav", steps))
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize("kind", ["alike", "opposite", "silent"])
+def test_long_audio_is_never_held_with_all_its_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is told of channels is of all blocks: here, the first half is silent."""
+    loud = noise(20.0, rate=44100) * (np.arange(20 * 44100) > 10 * 44100)[:, None]
+    channels = {"alike": [loud, loud], "opposite": [loud, -loud], "silent": [0 * loud, 0 * loud]}[kind]
+    path = write(tmp_path / "a.wav", np.concatenate([channels[0], channels[1]], axis=1), 44100, subtype="FLOAT")
+    monkeypatch.setattr(audio, "BLOCK", 2**14)
+    segment = read_segment(str(path))
+    assert (segment.opposite, segment.silent, segment.channels) == (kind == "opposite", kind == "silent", 2)
+    np.testing.assert_array_equal(segment.samples, soxr.resample(channels[0][:, 0], 44100, RATE))
+    tracemalloc.start()
+    try:
+        read_segment(str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.25 * 2 * loud.nbytes, "of the samples of the file"
 
 
 # What is no audio

@@ -286,3 +286,12 @@ def test_broken_rows_never_reach_a_manifest(tmp_path: Path) -> None:
     row = Unusable("a", "/a.wav", "bem", "eng", "x", reason=files.NOT_JSON)
     with pytest.raises(DataError, match="unknown key 'reason'"):
         write_manifest(tmp_path / "dev.jsonl", [row])
+
+
+def test_what_is_no_utterance_has_no_line_in_a_test_set(tmp_path: Path) -> None:
+    """A blank line and a placeholder are none; a row that cannot be read is."""
+    rows = [json.dumps(BEMBA), "", json.dumps(BEMBA | {"en_translation": "NOT FOUND"}), "{"]
+    found = list(read_corpus(bigc(tmp_path, "\n".join(rows) + "\n"), tmp_path, "dev"))
+    kept, report = prepare(found, languages=["bem"], min_seconds=0.1, max_seconds=5.0, training=False, require_text=False)
+    assert [row.id for row in kept] == ["bigc-dev-a", "bigc-dev-line-4"]
+    assert dict(report.of("bem").skipped) == {files.NOT_JSON: 1, "placeholder text": 1}

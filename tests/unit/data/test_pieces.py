@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
+from gdps_ds.data import pieces as pieces_module
 from gdps_ds.data.collate import SpeechDataset
-from gdps_ds.data.features import OnTheFlyFeatures, log_mel
+from gdps_ds.data.features import OnTheFlyFeatures, log_mel, waveform_of
 from gdps_ds.data.manifest import Utterance
 from gdps_ds.data.pieces import Pieces, bounds_of
 from gdps_ds.data.table import UtteranceTable
+from gdps_ds.evaluation.decoding import rank_share
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,36 @@ def test_a_piece_is_what_the_model_would_hear_of_that_stretch_alone(tmp_path: Pa
         assert pieces.lengths[place] == len(expected)
     parts = [pieces[place].utterance for place in (1, 2)]
     assert [(part.id, part.offset, part.duration) for part in parts] == [("long", 1.0, 1.625), ("long", 2.625, 1.625)]
+
+
+def test_each_talk_is_decoded_about_once_whatever_the_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Talks of like lengths: their pieces differ by less than a frame. Batches are the same on 1 rank and on 4."""
+    rows = []
+    for number in range(12):
+        seconds = 4.0 + (number % 3) / 1600
+        samples = np.random.default_rng(number).uniform(-0.5, 0.5, round(seconds * 16_000)).astype(np.float32)
+        soundfile.write(tmp_path / f"{number}.wav", samples, 16_000, subtype="FLOAT")
+        rows.append(Utterance(str(number), str(tmp_path / f"{number}.wav"), "bem", "eng", None, None, 0.0, seconds))
+    rows += [replace(rows[0], id=f"short {number}", duration=0.5) for number in range(5)]
+    table = UtteranceTable.of(rows)
+    dataset = SpeechDataset(table, OnTheFlyFeatures(table), None, languages=["bem"], folds=2)
+    decoded: list[str] = []
+
+    def counting(utterance: Utterance) -> NDArray[np.float32]:
+        decoded.append(utterance.id)
+        return waveform_of(utterance)
+
+    monkeypatch.setattr(pieces_module, "waveform_of", counting)
+    made = {}
+    for ranks in (1, 4):
+        decoded.clear()
+        for rank in range(ranks):
+            pieces = Pieces(dataset, max_seconds=0.5)
+            batches = pieces.batches(ranks, max_frames=150, max_utterances=4)
+            for indices, real in rank_share(batches, rank, ranks):
+                if real:
+                    assert [pieces[place].utterance for place in indices]
+        assert len(decoded) <= 12 + ranks - 1 and set(decoded) == {row.id for row in rows[:12]}
+        made[ranks] = sorted(tuple(batch.tolist()) for batch in batches)
+        assert sorted(place for batch in made[ranks] for place in batch) == list(range(len(pieces.pieces)))
+    assert made[1] == made[4]

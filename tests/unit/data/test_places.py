@@ -35,11 +35,6 @@ def griko(root: Path) -> Path:
     return root
 
 
-def manifest(root: Path) -> Path:
-    write_manifest(root / "train.jsonl", [Utterance("a", str(root / "a.wav"), "bem", "eng", "x")])
-    return root
-
-
 def aeb(root: Path) -> Path:
     """The lists of the shared task lie in the root that is given, and LDC's folder below it."""
     fixtures.aeb(root)
@@ -49,7 +44,6 @@ def aeb(root: Path) -> Path:
 
 
 CORPORA: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "manifest": ("train", manifest),
     "mboshi-french": ("dev", mboshi),
     "griko-italian": ("all", griko),
     "iwslt-aeb": ("dev", aeb),
@@ -73,7 +67,7 @@ def test_the_root_may_be_a_folder_above_the_corpus(tmp_path: Path, layout: str) 
     lists = tmp_path if layout == "iwslt-aeb" else inner
     found = [list(read_corpus(layout, root, split)) for root in (lists, tmp_path)]
     assert found[0] == found[1]
-    assert any(Path(utterance.audio).is_file() for utterance in found[0]) or layout == "manifest"
+    assert any(Path(utterance.audio).is_file() for utterance in found[0])
 
 
 def test_the_folder_of_quechua_is_named_otherwise_each_year(tmp_path: Path) -> None:
@@ -177,3 +171,36 @@ def test_references_of_a_test_set_of_a_year(tmp_path: Path) -> None:
     write(tmp_path / "test-2023/txt/test.eng", "One.\n")
     [found] = read_corpus("iwslt-gle", tmp_path, "test-2023")
     assert found.target_text == "One."
+
+
+SPLITS: dict[str, Callable[[Path, str], object]] = {
+    "manifest": lambda root, split: write_manifest(
+        root / f"{split}.jsonl", [Utterance("a", str(root / "a.wav"), "bem", "eng", "x")]
+    ),
+    "mboshi-french": lambda root, split: (write(root / split / "a.fr", "un"), tone(root / split / "a.wav")),
+    "taltech-est": lambda root, split: write(root / f"{split}.tsv", tsv("audio|Estonian|English", "x.flac|üks|one")),
+}
+
+
+@pytest.mark.parametrize("layout", SPLITS)
+@pytest.mark.parametrize(("inner", "other"), [("", "old"), ("corpus", "corpus/old"), ("corpus", "backup")])
+def test_a_split_that_is_missing_is_not_taken_from_a_folder_beside_or_below(
+    tmp_path: Path, layout: str, inner: str, other: str
+) -> None:
+    SPLITS[layout](tmp_path / inner, "train")
+    SPLITS[layout](tmp_path / other, "dev")
+    with pytest.raises(DataError, match=r"no split 'dev'; splits there: |may be any of .*; give one of them as the root"):
+        list(read_corpus(layout, tmp_path, "dev"))
+
+
+def test_a_manifest_is_not_looked_for_below_its_root(tmp_path: Path) -> None:
+    SPLITS["manifest"](tmp_path / "other", "dev")
+    with pytest.raises(DataError, match="no split 'dev'; splits there: none"):
+        list(read_corpus("manifest", tmp_path, "dev"))
+
+
+def test_folders_and_names_may_be_in_another_normal_form_with_another_suffix(tmp_path: Path) -> None:
+    there = tone(tmp_path / unicodedata.normalize("NFD", "né") / f"{unicodedata.normalize('NFD', 'ö')}.WAV")
+    write(tmp_path / "dev.tsv", tsv("audio_path|tgt_text", unicodedata.normalize("NFC", "né/ö.wav|night")))
+    [found] = read_corpus("gmu:est-eng", tmp_path, "dev")
+    assert found.audio == str(there)

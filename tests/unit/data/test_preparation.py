@@ -266,7 +266,9 @@ def test_the_launcher_writes_manifest_and_report(
         "languages": report.to_dict(),
         "overlap": {},
         "manifest": digest_of(tmp_path / "out" / "train.jsonl"),
+        "notes": digest_of(tmp_path / "out" / "train.notes.tsv"),
         "corpus": {"layout": "manifest", "root": str(tmp_path / "raw")},
+        "for": "training",
     }
     shown = capsys.readouterr().out
     assert report.summary({}) in shown

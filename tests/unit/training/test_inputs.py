@@ -318,7 +318,7 @@ def test_long_targets_are_left_out_of_training_and_counted(
     data = Path(config.run.dir) / "data"
     counts = {role: json.loads((data / f"{role}.report.json").read_text())["long_targets"] for role in ("train", "dev")}
     assert counts == {"train": {"bem": 1, "mdw": 1}, "dev": {"mdw": 1}}
-    listed = [line.split("\t")[:3] for line in (data / "train.long-targets.tsv").read_text().splitlines()]
+    listed = [line.split("\t")[:3] for line in (data / "train.targets.tsv").read_text().splitlines()]
     reason = "target longer than data.max_target_tokens"
     assert listed == [["id", "language", "reason"], ["train-3", "mdw", reason], ["train-8", "bem", reason]]
     shown = capsys.readouterr().out
@@ -326,7 +326,7 @@ def test_long_targets_are_left_out_of_training_and_counted(
     assert "dev: 1 targets have more than 40 tokens (data.max_target_tokens), kept: the dev loss is over all targets" in shown
 
     again = load_inputs(config, ALONE)
-    assert again.train.rows is None and not list(data.glob("*.long-targets.tsv"))
+    assert again.train.rows is None and not list(data.glob("*.targets.tsv"))
     assert json.loads((data / "train.report.json").read_text())["long_targets"] == {}
 
 
@@ -349,6 +349,8 @@ def test_what_training_leaves_out_is_kept_to_be_translated(config: Config, corpu
     assert listed == {"train": [f"train-2\tbem\ttruncated or damaged file\t{audio}"], "dev": [], "test": []}
     report = json.loads((data / "dev.report.json").read_text())["languages"]["bem"]
     assert report["notes"] == {"truncated or damaged file": 1}
+    noted = (data / "dev.notes.tsv").read_text().splitlines()[1:]
+    assert noted == [f"dev-2\tbem\ttruncated or damaged file\t{corpus / 'dev' / '2.wav'}"]
 
 
 def test_a_rank_that_waited_too_long_says_what_to_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +446,10 @@ def test_targets_that_the_tokenizer_makes_nothing_of_are_neither_trained_on_nor_
     assert found.train.rows is not None and found.train.rows.tolist() == [row for row in range(14) if row != 2]
     assert with_loss(found.dev, config.data).tolist() == [0, 2, 3]
     assert "bem: 1 with a target that the tokenizer makes nothing of, not trained on" in capsys.readouterr().out
+    data, reason = Path(config.run.dir) / "data", "with a target that the tokenizer makes nothing of"
+    for role, name, language in (("train", "train-2", "bem"), ("dev", "dev-1", "mdw")):
+        lines = (data / f"{role}.targets.tsv").read_text().splitlines()[1:]
+        assert [line.split("\t")[:3] for line in lines] == [[name, language, reason]]
     trainer = Trainer(config, ALONE, found, None, None, None)  # type: ignore[arg-type]
     drawn = np.concatenate(list(trainer.micro_batches("train").epoch(0)))
     assert sorted(drawn.tolist()) == found.train.rows.tolist()
