@@ -116,11 +116,26 @@ def test_scores_of_the_evaluation_are_taken_over(run: Path) -> None:
     assert set(record.evaluation.scores) == {"gdps", "uniform"}  # type: ignore[union-attr]
 
 
+def test_scores_of_another_version_are_refused_by_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores by language alone, as evaluations once were, and half a file; the other parts are made."""
+    path = run / "evaluation" / "scores.json"
+    path.parent.mkdir()
+    for text in (json.dumps({"scores": {"gdps": {"aeb": 12.5}}}), '{"scores"'):
+        path.write_text(text)
+        made = make_parts(RunDir(run))
+        (section,) = made["Scores"]
+        assert f"{path}: not scores as this version writes them" in section.text[0]
+        assert "run launchers/evaluate.py again, or remove the file" in section.text[0]
+        assert len(made["Losses"]) > 1
+        told = capsys.readouterr().err
+        assert "report: Scores: " in told and "Traceback" not in told
+
+
 def test_what_could_not_be_translated_was_cut_or_is_left_out_is_shown(run: Path) -> None:
     path = run / "hypotheses" / "gdps.jsonl"
     first, second, *rest = read_translations(path)
     rows = [dataclasses.replace(first, pieces=0, hypothesis=""), dataclasses.replace(second, cut=True), *rest]
-    settings = DecodeConfig(beams=2)
+    settings = DecodeConfig(beams=2).with_pieces_of(30.0)
     write_translations(path, rows, settings)
     (run / "data" / "notes.txt").write_text("bem: the dev loss leaves out 3 longer than data.max_frames\n")
     (section, *_) = scores(RunDir(run))
