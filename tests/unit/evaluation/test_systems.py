@@ -119,7 +119,7 @@ def test_translations_of_earlier_versions_are_read(tmp_path: Path) -> None:
 def test_settings_beside_translations_are_numbers(tmp_path: Path) -> None:
     write_translations(tmp_path / "h.jsonl", ROWS)
     (tmp_path / "h.decoding.json").write_text('{"beams": "five"}')
-    with pytest.raises(DataError, match="h.decoding.json: beams must be a number, found 'five'"):
+    with pytest.raises(DataError, match=r"h\.decoding\.json: beams must be a number, found 'five'"):
         read_system("ours", tmp_path / "h.jsonl")
 
 
