@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from torch import nn
@@ -205,7 +206,7 @@ def test_evaluation_tells_of_what_is_not_scored(tmp_path: Path, monkeypatch: pyt
 
     def scored(model: Any, sources: Any, hypotheses: list[str], references: list[str], **options: Any) -> Any:
         asked.append(references)
-        return [0.5, 0.6, 0.7]
+        return np.array([0.5, 0.6, 0.7])
 
     monkeypatch.setattr("gdps_ds.evaluation.comet.load_comet", lambda name: object())
     monkeypatch.setattr("gdps_ds.evaluation.comet.comet_scores", scored)
