@@ -37,7 +37,7 @@ from gdps_ds.evaluation.significance import (
 from gdps_ds.evaluation.systems import System, decoding_notes, translation_notes
 
 SegmentScores = Mapping[str, NDArray[np.float64]]
-"""System -> (N,) one score an utterance, in the order of its translations; what it is without a reference is not read."""
+"""System -> (N,) one score an utterance, in their order; those of utterances without a reference are not read."""
 
 
 @dataclass(frozen=True)
