@@ -6,7 +6,7 @@ default. Files are read by :mod:`gdps_ds.config_file`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -294,16 +294,10 @@ class Config(Section):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     track: TrackConfig = Field(default_factory=TrackConfig)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _pieces_as_long_as_in_training(cls, tree: Any) -> Any:
-        """``decode.max_seconds``: it is written into its section, so that settings of decoding are complete by themselves."""
-        if not isinstance(tree, dict) or not isinstance(tree.get("data"), dict) or not isinstance(tree.get("decode", {}), dict):
-            return tree
-        longest, decode = tree["data"].get("max_seconds"), tree.get("decode", {})
-        if "max_seconds" in decode or not isinstance(longest, int | float):
-            return tree
-        return tree | {"decode": {"max_seconds": max(longest, 1.0), **decode}}
+    @property
+    def decoding(self) -> DecodeConfig:
+        """Section ``decode`` as translation takes it: the length of pieces is a number."""
+        return self.decode.with_pieces_of(self.data.max_seconds)
 
     @model_validator(mode="after")
     def _check(self) -> Config:

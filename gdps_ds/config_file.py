@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gdps_ds.config import Config
+from gdps_ds.config import Config, DataConfig, DecodeConfig
 from gdps_ds.fields import Section
 from gdps_ds.plan import PlanError, SharingPlan
 
@@ -98,6 +98,22 @@ def load_section(name: str, kind: type[S], path: Path | None, overrides: Sequenc
     if faults:
         raise ConfigError(source, faults)
     return section
+
+
+def load_decoding(path: Path | None, overrides: Sequence[str] = ()) -> DecodeConfig:
+    """Section ``decode`` of a run's configuration (:func:`load_section`), with pieces as long as that run's
+    ``data.max_seconds`` where it does not say how long; without a run, as that setting's default.
+
+    Raises:
+        ConfigError: as :func:`load_section`, or ``data.max_seconds`` is no number.
+    """
+    settings = load_section("decode", DecodeConfig, path, overrides)
+    run = read_sections(path) if path is not None and path.is_file() else {}
+    data = run.get("data")
+    longest = (data if isinstance(data, dict) else {}).get("max_seconds", DataConfig.model_fields["max_seconds"].default)
+    if type(longest) not in (int, float):
+        raise ConfigError(str(path), [f"data.max_seconds: must be a number (found {longest!r})"])
+    return settings.with_pieces_of(longest)
 
 
 def dump_config(config: Config) -> str:

@@ -95,7 +95,7 @@ def report(config: Config, out: Path) -> str:
         for arm, seeds in finished.items()
         if seeds
     }
-    return write_comparison(compare_arms(runs, REFERENCES, config.decode), records, out)
+    return write_comparison(compare_arms(runs, REFERENCES, config.decoding), records, out)
 
 
 def _of_seed(path: Path, overrides: Sequence[str], seed: int) -> Config:

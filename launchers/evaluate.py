@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdps_ds.config import DecodeConfig
-from gdps_ds.config_file import ConfigError, load_section
+from gdps_ds.config_file import ConfigError, load_decoding
 from gdps_ds.data.manifest import DataError, Measured, Utterance
 from gdps_ds.data.text import has_text
 from gdps_ds.files import expanded
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         specs = [spec for text in texts for spec in read_specs(text, options.arm)]
         runs = [Path(spec.path) for spec in specs if spec.arm is not None]
-        settings = load_section("decode", DecodeConfig, runs[0] / RESOLVED if runs else None, overrides)
+        settings = load_decoding(runs[0] / RESOLVED if runs else None, overrides)
         out = options.out or (runs[0] / "evaluation" if runs else None)
         if out is None:
             raise ValueError(f"--out is needed where no SYSTEM is a run directory (with a {RESOLVED}): {', '.join(texts)}")
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
     from gdps_ds.evaluation.comparison import compare
     from gdps_ds.evaluation.metrics import check_tokenizers
     from gdps_ds.evaluation.replica import measured
-    from gdps_ds.evaluation.systems import aligned, referenced
+    from gdps_ds.evaluation.systems import aligned
     from gdps_ds.reporting.score_tables import write_tables
     from gdps_ds.training.checkpoint import CheckpointError
     from gdps_ds.training.run_lock import hold
@@ -112,10 +112,10 @@ def _run(options: argparse.Namespace, settings: DecodeConfig, specs: Sequence[Sp
             test = comm.from_main(lambda: measured(test))
         systems = [load_system(spec, test, settings, comm, out) for spec in specs]
         if comm.is_main:
-            systems, unscored = referenced(aligned(systems))
+            systems = aligned(systems)
             segments = comet_segments(comet[0], systems, sources, settings, comm.device) if comet else None
             signature = comet_signature(settings.comet_model, settings.comet_source, settings.normaliser)
-            evaluation = compare(systems, settings, groups, unscored, segments, signature)
+            evaluation = compare(systems, settings, groups, segments, signature)
             print(f"{write_tables(evaluation, out)}\n\nwrote {out}/scores.txt, scores.json and scores.tex", flush=True)
     except RankZeroError as error:
         return fault("evaluate", error.__cause__ if isinstance(error.__cause__, DataError) else error)
@@ -186,21 +186,31 @@ def translate_checkpoint(
 def comet_segments(
     model: Any, systems: Sequence[System], sources: Mapping[str, str], settings: DecodeConfig, device: Any
 ) -> dict[str, Any]:
-    """COMET's scores of every system's translations; a source that ``sources`` lacks is empty."""
-    from gdps_ds.evaluation.comet import comet_scores
+    """COMET's scores of aligned systems' translations, NaN without a reference; a source that ``sources`` lacks is empty.
 
-    return {
-        system.name: comet_scores(
+    Raises:
+        DataError: no utterance has a reference.
+    """
+    import numpy as np
+
+    from gdps_ds.evaluation.comet import comet_scores
+    from gdps_ds.evaluation.comparison import scored_pairs_of
+
+    places = sorted(index for pair in scored_pairs_of(systems).values() for index in pair.indices)
+    found = {}
+    for system in systems:
+        rows = [system.translations[index] for index in places]
+        found[system.name] = np.full(len(system.translations), np.nan)
+        found[system.name][places] = comet_scores(
             model,
-            [sources.get(row.id, "") for row in system.translations],
-            [row.hypothesis for row in system.translations],
-            [str(row.reference) for row in system.translations],
+            [sources.get(row.id, "") for row in rows],
+            [row.hypothesis for row in rows],
+            [str(row.reference) for row in rows],
             normaliser=settings.normaliser,
             batch=settings.comet_batch,
             device=device,
         )
-        for system in systems
-    }
+    return found
 
 
 def is_run(path: Path) -> bool:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gdps_ds.config import DecodeConfig
+from gdps_ds.data.manifest import DataError
 from gdps_ds.data.text import has_text
-from gdps_ds.evaluation.metrics import Pair, Statistics, mean_statistics, pairs_of, signatures, statistics
+from gdps_ds.evaluation.metrics import (
+    MEAN,
+    Pair,
+    Statistics,
+    mean_statistics,
+    missing_references,
+    scored_pairs,
+    signatures,
+    statistics,
+)
 from gdps_ds.evaluation.normalisers import loss_of
 from gdps_ds.evaluation.significance import (
     Draws,
@@ -25,9 +36,8 @@ from gdps_ds.evaluation.significance import (
 )
 from gdps_ds.evaluation.systems import System, decoding_notes, translation_notes
 
-MEAN = "mean"
 SegmentScores = Mapping[str, NDArray[np.float64]]
-"""System -> (N,) one score an utterance, in the order of its translations."""
+"""System -> (N,) one score an utterance, in their order; those of utterances without a reference are not read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Evaluation:
         signatures: metric -> what the score depends on.
         utterances: row of a pair of languages (see :func:`gdps_ds.evaluation.metrics.pairs_of`) -> how many are scored.
         unscored: likewise -> how many are not, for want of a reference.
-        empty: system -> translations that are empty; they are scored as such.
+        empty: system -> translations of scored utterances that are empty; they are scored as such.
         tests: resamples, trials and seed.
         notes: what a reader has to know beside: what could not be translated, was cut or was decoded otherwise, and what the
             normaliser takes away.
@@ -90,7 +100,6 @@ def compare(
     systems: Sequence[System],
     settings: DecodeConfig,
     groups: Sequence[Sequence[str]] = (),
-    unscored: Mapping[str, int] | None = None,
     comet: SegmentScores | None = None,
     comet_signature: str = "",
     against: Collection[str] | None = None,
@@ -98,13 +107,17 @@ def compare(
     """Score aligned systems and test pairs of them.
 
     Args:
-        systems: of :func:`gdps_ds.evaluation.systems.referenced`, which also gives ``unscored``.
+        systems: of :func:`gdps_ds.evaluation.systems.aligned`, all utterances of the test set; those without a reference are
+            not scored, but counted.
         groups: groups of source languages, such as a plan's; a group's score is the mean over its pairs of languages.
         comet: segment scores by COMET, where it was asked for.
         comet_signature: goes with them.
         against: systems of which each pair must have one; None tests every pair.
+
+    Raises:
+        DataError: no utterance has a reference.
     """
-    pairs = pairs_of(systems[0].translations)
+    pairs = scored_pairs_of(systems)
     counted = {
         system.name: {name: _statistics(system, pair, settings, comet) for name, pair in pairs.items()} for system in systems
     }
@@ -121,11 +134,37 @@ def compare(
         signatures=signatures({name: pair.target for name, pair in pairs.items()}, settings)
         | ({} if comet is None else {"COMET": comet_signature}),
         utterances={name: len(pair.indices) for name, pair in pairs.items()},
-        unscored=dict(unscored or {}),
-        empty={system.name: sum(not has_text(row.hypothesis) for row in system.translations) for system in systems},
+        unscored=missing_references(systems[0].translations),
+        empty={
+            system.name: sum(
+                not has_text(system.translations[index].hypothesis) for pair in pairs.values() for index in pair.indices
+            )
+            for system in systems
+        },
         tests={"resamples": settings.resamples, "trials": settings.trials, "seed": settings.seed},
-        notes=(*_losses(systems[0], pairs, settings), *decoding_notes(systems, settings), *_translation_notes(systems)),
+        notes=notes_of(systems, settings),
     )
+
+
+def scored_pairs_of(systems: Sequence[System]) -> dict[str, Pair]:
+    """The rows of pairs of languages that aligned systems are scored in.
+
+    Raises:
+        DataError: no utterance has a reference.
+    """
+    pairs = scored_pairs(systems[0].translations)
+    if not pairs:
+        raise DataError("no utterance has a reference: there is nothing to score")
+    return pairs
+
+
+def notes_of(systems: Sequence[System], settings: DecodeConfig) -> tuple[str, ...]:
+    """What has to be told of aligned systems beside their scores, a line each; of all their translations, scored or not."""
+    first = systems[0].translations
+    texts = {name: [str(first[index].reference) for index in pair.indices] for name, pair in scored_pairs(first).items()}
+    losses = [line for name, found in texts.items() if (line := loss_of(found, settings.normaliser, name))]
+    translated = [f"{system.name}: {line}" for system in systems for line in translation_notes(system.translations)]
+    return (*losses, *decoding_notes(systems, settings), *translated)
 
 
 def rows_of(pairs: Mapping[str, Pair], groups: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -135,15 +174,6 @@ def rows_of(pairs: Mapping[str, Pair], groups: Sequence[Sequence[str]]) -> dict[
     several = [group for group in present if 1 < len(group) < len(sources)]
     grouped = {"+".join(group): tuple(name for name, pair in pairs.items() if pair.source in group) for group in several}
     return {name: (name,) for name in pairs} | grouped | {MEAN: tuple(pairs)}
-
-
-def _losses(system: System, pairs: Mapping[str, Pair], settings: DecodeConfig) -> list[str]:
-    texts = {name: [str(system.translations[index].reference) for index in pair.indices] for name, pair in pairs.items()}
-    return [line for name, found in texts.items() if (line := loss_of(found, settings.normaliser, name))]
-
-
-def _translation_notes(systems: Sequence[System]) -> list[str]:
-    return [f"{system.name}: {line}" for system in systems for line in translation_notes(system.translations)]
 
 
 Counted = Mapping[str, Mapping[str, Statistics]]
@@ -174,7 +204,7 @@ def _estimates(counted: Counted, resampled: Resampled, rows: Mapping[str, Sequen
     return {
         row: {
             metric: Estimate(
-                _mean([counted[lang][metric].score for lang in languages]),
+                fmean([counted[lang][metric].score for lang in languages]),
                 *interval(np.mean([resampled[lang][metric] for lang in languages], axis=0)),
             )
             for metric in metrics
@@ -205,13 +235,9 @@ def _comparisons(
             for lang in counted[first]
         }
         for row, languages in rows.items():
-            difference = _mean([observed[lang] for lang in languages])
+            difference = fmean([observed[lang] for lang in languages])
             draws = np.mean([drawn[lang] for lang in languages], axis=0)
             trials = np.mean([swapped[lang] for lang in languages], axis=0)
             p_values = bootstrap_p(draws, difference), randomisation_p(trials, difference)
             found.append(Comparison(metric, row, first, second, difference, *interval(draws), *p_values))
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -78,7 +78,7 @@ def translate(
             language_code(tokenizer, language)
     except ValueError as error:
         raise DataError(str(error)) from None
-    pieces = Pieces(dataset, settings.max_seconds)
+    pieces = Pieces(dataset, settings.piece_seconds)
     ranks = engine.comm.world_size
     batches = pieces.batches(ranks, max_frames=settings.max_frames, max_utterances=settings.max_utterances)
     texts: dict[int, tuple[str, bool]] = {}
@@ -101,7 +101,7 @@ def translate(
 
 def oversized(dataset: SpeechDataset, settings: DecodeConfig) -> str:
     """A line that tells which utterances are translated alone, as one is more than ``decode.max_frames``; empty without any."""
-    pieces = Pieces(dataset, settings.max_seconds)
+    pieces = Pieces(dataset, settings.piece_seconds)
     large = np.flatnonzero(pieces.lengths > settings.max_frames)
     if not large.size:
         return ""

@@ -7,7 +7,8 @@ of them, such as a bootstrap resample, is scored by adding up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 METRICS = ("BLEU", "chrF++", "TER")
 LOWER_IS_BETTER = frozenset({"TER"})
+MEAN = "mean"
+"""The row of the mean over pairs of languages."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Pair:
 
 def pairs_of(translations: Sequence[Translation]) -> dict[str, Pair]:
     """Row of a table -> its pair of languages, sorted. A row is named by its source language alone (``que``), unless the test
-    set has several targets of it (``que-eng``, ``que-spa``): texts in two languages have no score in common."""
+    set has several targets of it (``que-eng``, ``que-spa``): texts in two languages have no score in common.
+
+    ``translations`` are all of the test set: a row is called the same whichever of its utterances have references."""
     places: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(translations):
         places.setdefault((row.source_lang, row.target_lang), []).append(index)
@@ -63,6 +68,25 @@ def pairs_of(translations: Sequence[Translation]) -> dict[str, Pair]:
         source if sources.count(source) == 1 else f"{source}-{target}": Pair(source, target, tuple(places[source, target]))
         for source, target in sorted(places)
     }
+
+
+def scored_pairs(translations: Sequence[Translation]) -> dict[str, Pair]:
+    """:func:`pairs_of` the whole test set, with the utterances that have a reference; pairs without any are left out."""
+    found = {
+        name: replace(pair, indices=tuple(index for index in pair.indices if has_text(translations[index].reference)))
+        for name, pair in pairs_of(translations).items()
+    }
+    return {name: pair for name, pair in found.items() if pair.indices}
+
+
+def missing_references(translations: Sequence[Translation]) -> dict[str, int]:
+    """Row of a pair of languages -> how many of its utterances have no reference, where any has none."""
+    scored = scored_pairs(translations)
+    missing = {
+        name: len(pair.indices) - (len(scored[name].indices) if name in scored else 0)
+        for name, pair in pairs_of(translations).items()
+    }
+    return {name: count for name, count in missing.items() if count}
 
 
 TOKENIZERS = {
@@ -199,22 +223,20 @@ def score_pairs(
 
     Pairs without any reference are left out; where none has one, so is the mean. :func:`unscored` names them.
     """
-    scores, scored = {}, [row for row in translations if has_text(row.reference)]
-    for name, pair in pairs_of(scored).items():
-        rows = [scored[index] for index in pair.indices]
+    scores = {}
+    for name, pair in scored_pairs(translations).items():
+        rows = [translations[index] for index in pair.indices]
         texts = [row.hypothesis for row in rows], [str(row.reference) for row in rows]
         scores[name] = score(*texts, settings, metrics, pair.target)
-    mean = {name: sum(each[name] for each in scores.values()) / len(scores) for name in metrics} if scores else None
-    return scores | ({"mean": mean} if mean else {})
+    if not scores:
+        return {}
+    return scores | {MEAN: {name: fmean(each[name] for each in scores.values()) for name in metrics}}
 
 
 def unscored(translations: Sequence[Translation]) -> str:
     """A line that names the pairs of languages with utterances that have no reference, and how many; empty without any."""
-    missing = {
-        f"{name} ({count} of {len(pair.indices)})": count
-        for name, pair in pairs_of(translations).items()
-        if (count := sum(not has_text(translations[index].reference) for index in pair.indices))
-    }
+    pairs = pairs_of(translations)
+    missing = [f"{name} ({count} of {len(pairs[name].indices)})" for name, count in missing_references(translations).items()]
     return f"translated, but not scored for want of references: {', '.join(missing)}" if missing else ""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from scipy.stats import ttest_rel
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.data.manifest import DataError
-from gdps_ds.evaluation.comparison import rows_of
-from gdps_ds.evaluation.metrics import Pair, Statistics, pairs_of, signatures, statistics
-from gdps_ds.evaluation.normalisers import loss_of
+from gdps_ds.evaluation.comparison import notes_of, rows_of, scored_pairs_of
+from gdps_ds.evaluation.metrics import MEAN, Pair, Statistics, missing_references, signatures, statistics
 from gdps_ds.evaluation.significance import Draws, bootstrap, generator, interval, randomisation_p, randomise
-from gdps_ds.evaluation.systems import System, aligned, decoding_notes, referenced, translation_notes
+from gdps_ds.evaluation.systems import System, aligned
 
 METRICS = ("BLEU", "chrF++")
 
@@ -107,31 +107,27 @@ def compare_arms(runs: Runs, references: Sequence[str], settings: DecodeConfig) 
     """Score all arms, and test each against the ``references`` among them.
 
     Raises:
-        DataError: there is nothing to compare, or runs have translated different test sets.
+        DataError: there is nothing to compare, no utterance has a reference, or runs have translated different test sets.
     """
     places = [(arm, seed) for arm, by_seed in runs.items() for seed in by_seed]
     if not places:
         raise DataError("no arm has been trained and translated yet")
     named = [replace(runs[arm][seed], name=f"{arm} of seed {seed}") for arm, seed in places]
-    systems, unscored = referenced(aligned(named))
-    first = systems[0].translations
-    languages = pairs_of(first)
+    systems = aligned(named)
+    languages = scored_pairs_of(systems)
     measured: dict[str, dict[int, Any]] = {arm: {} for arm in runs}
     for (arm, seed), system in zip(places, systems, strict=True):
         measured[arm][seed] = {name: _measure(system, pair, name, settings) for name, pair in languages.items()}
     rows = rows_of(languages, ())
     pairs = [(arm, other) for other in references for arm in runs if other in runs and arm != other]
-    texts = {name: [str(first[index].reference) for index in pair.indices] for name, pair in languages.items()}
-    losses = [line for name, found in texts.items() if (line := loss_of(found, settings.normaliser, name))]
-    told = [f"{each.name}: {line}" for each in systems for line in translation_notes(each.translations)]
     return ArmsEvaluation(
         scores={arm: _scores(measured[arm], rows, settings) for arm in runs if runs[arm]},
         differences=tuple(each for pair in pairs for each in _differences(pair, measured, rows, settings)),
         signatures=signatures({name: pair.target for name, pair in languages.items()}, settings, METRICS),
         utterances={name: len(pair.indices) for name, pair in languages.items()},
-        unscored=unscored,
+        unscored=missing_references(systems[0].translations),
         tests={"resamples": settings.resamples, "trials": settings.trials, "seed": settings.seed},
-        notes=(*losses, *decoding_notes(systems, settings), *told),
+        notes=notes_of(systems, settings),
     )
 
 
@@ -154,11 +150,11 @@ def _scores(
         found[row] = {}
         for metric in METRICS:
             cells = {seed: [by_language[lang][metric] for lang in languages] for seed, by_language in seeds.items()}
-            values = {seed: _mean([cell.score for cell in each]) for seed, each in cells.items()}
+            values = {seed: fmean([cell.score for cell in each]) for seed, each in cells.items()}
             draws = np.array([np.mean([cell.resampled for cell in each], axis=0) for each in cells.values()])
             deviation = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
             ends = interval(over_seeds(draws, settings.seed))
-            found[row][metric] = ArmScore(_mean(list(values.values())), *ends, deviation, values)
+            found[row][metric] = ArmScore(fmean(list(values.values())), *ends, deviation, values)
     return found
 
 
@@ -172,14 +168,14 @@ def _differences(
     for metric in METRICS:
         cells = {
             lang: [(measured[arm][seed][lang][metric], measured[reference][seed][lang][metric]) for seed in seeds]
-            for lang in rows["mean"]
+            for lang in rows[MEAN]
         }
         swapped = {lang: _swapped(each, lang, settings) for lang, each in cells.items()}
         for row, languages in rows.items():
             leads = [[ours.score - theirs.score for ours, theirs in cells[lang]] for lang in languages]
             draws = [[ours.resampled - theirs.resampled for ours, theirs in cells[lang]] for lang in languages]
             values = np.mean(leads, axis=0).tolist()
-            difference = _mean(values)
+            difference = fmean(values)
             yield Difference(
                 metric,
                 row,
@@ -214,7 +210,3 @@ def seeds_p(differences: Sequence[float]) -> float | None:
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return float(ttest_rel(differences, np.zeros(len(differences))).pvalue)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

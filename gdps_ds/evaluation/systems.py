@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from gdps_ds.config import DecodeConfig
 from gdps_ds.data.manifest import DataError, Utterance
-from gdps_ds.data.text import has_text
 from gdps_ds.evaluation.decoding import Translation
 from gdps_ds.evaluation.metrics import pairs_of
 from gdps_ds.files import atomic_write
@@ -36,8 +34,8 @@ DECODING = ("beams", "max_new_tokens", "length_penalty", "repetition_penalty", "
 
 
 def decoding_of(settings: DecodeConfig) -> dict[str, Any]:
-    """What is kept beside translations of how they were made."""
-    return settings.model_dump(include=set(DECODING))
+    """What is kept beside translations of how they were made; ``settings`` know the length of pieces."""
+    return settings.model_dump(include=set(DECODING)) | {"max_seconds": settings.piece_seconds}
 
 
 def read_system(name: str, path: Path) -> System:
@@ -51,6 +49,9 @@ def read_system(name: str, path: Path) -> System:
         raise DataError(f"{beside}: not JSON ({error})") from None
     if not isinstance(decoding, dict):
         raise DataError(f"{beside}: must be an object, found {type(decoding).__name__}")
+    odd = [key for key in DECODING if key in decoding and type(decoding[key]) not in (int, float)]
+    if odd:
+        raise DataError(f"{beside}: {odd[0]} must be a number, found {decoding[odd[0]]!r}")
     return System(name, tuple(read_translations(path)), decoding)
 
 
@@ -157,25 +158,6 @@ def aligned(systems: Sequence[System]) -> list[System]:
     return [replace(each, translations=tuple(sorted(each.translations, key=lambda row: place[row.id]))) for each in systems]
 
 
-def referenced(systems: Sequence[System]) -> tuple[list[System], dict[str, int]]:
-    """Aligned systems without the utterances that have no reference, and how many those are of each pair of languages.
-
-    Raises:
-        DataError: no utterance has one.
-    """
-    rows = systems[0].translations
-    missing = {
-        rows[index].id: name
-        for name, pair in pairs_of(rows).items()
-        for index in pair.indices
-        if not has_text(rows[index].reference)
-    }
-    if len(missing) == len(systems[0].translations):
-        raise DataError("no utterance has a reference: there is nothing to score")
-    kept = [replace(each, translations=tuple(row for row in each.translations if row.id not in missing)) for each in systems]
-    return kept, dict(Counter(missing.values()))
-
-
 def with_references(translations: Iterable[Translation], utterances: Sequence[Utterance], name: str) -> list[Translation]:
     """The translations with languages and references of a manifest, in its order.
 
@@ -205,18 +187,32 @@ def translation_notes(translations: Sequence[Translation]) -> list[str]:
 
 
 def decoding_notes(systems: Sequence[System], settings: DecodeConfig) -> list[str]:
-    """Lines that tell where systems were decoded with other settings than are asked for now, and so than each other."""
-    wanted, known = decoding_of(settings), [system for system in systems if system.decoding is not None]
-    if not known:
-        return []
+    """Lines that tell where systems were decoded otherwise than is asked for, or than each other.
+
+    Asked for is what ``settings`` were given, by a run or a command line; their defaults are nobody's wish.
+    """
+    wanted = settings.model_dump(include=set(DECODING) & settings.model_fields_set, exclude_none=True)
+    known = {each.name: each.decoding for each in systems if each.decoding is not None}
     lines = []
-    for system in known:
-        found = {name: (system.decoding or {}).get(name, "unknown") for name in DECODING}
-        other = [f"decode.{name} {found[name]} instead of {wanted[name]}" for name in DECODING if found[name] != wanted[name]]
-        lines += [f"{system.name} was decoded with other settings: {', '.join(other)}"] if other else []
-    unknown = [system.name for system in systems if system.decoding is None]
-    lines += [f"with which settings these were decoded is not known: {', '.join(unknown)}"] if unknown else []
+    for name, found in known.items():
+        other = [
+            f"decode.{key} {_value(found, key)} instead of {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
+        ]
+        lines += [f"{name} was decoded with other settings: {', '.join(other)}"] if other else []
+    for key in [key for key in DECODING if key not in wanted]:
+        names: dict[Any, list[str]] = {}
+        for name, found in known.items():
+            names.setdefault(_value(found, key), []).append(name)
+        each = ", ".join(f"{value} ({', '.join(those)})" for value, those in names.items())
+        lines += [f"systems were decoded with different settings: decode.{key} {each}"] if len(names) > 1 else []
+    unknown = [each.name for each in systems if each.decoding is None]
+    if unknown and (known or wanted):
+        lines.append(f"with which settings these were decoded is not known: {', '.join(unknown)}")
     return lines
+
+
+def _value(decoding: Mapping[str, Any], key: str) -> Any:
+    return decoding.get(key, "unknown")
 
 
 def _check_ids(name: str, expected: set[str], system: System) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gdps_ds.analysis.arms import REFERENCES, UNIFORM
+from gdps_ds.evaluation.arm_scores import read_arm_scores
+from gdps_ds.evaluation.metrics import MEAN
 from gdps_ds.evaluation.seeds import METRICS, ArmScore, ArmsEvaluation, Difference
 from gdps_ds.files import atomic_write
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.page import Picture, Section, Table, write_page
 from gdps_ds.reporting.run_metrics import METRICS_FILE, durations, read_metrics
-from gdps_ds.reporting.score_tables import in_columns, latex, number
+from gdps_ds.reporting.score_tables import in_columns, latex, number, unscored_lines
 from gdps_ds.reporting.style import INK, SHARED_COLOUR, TEXT, colour_of, group_name, panels
 
 
@@ -47,7 +49,7 @@ def read_record(run_dir: Path, arm: str, plan: Path, languages: Sequence[str]) -
     """The record of a finished arm; ``plan`` is its file, which a uniform arm does not have.
 
     Raises:
-        DataError: the run's metrics.jsonl is missing or damaged.
+        DataError: the run's metrics.jsonl or the arm's scores are missing, damaged or of another version.
     """
     lines = read_metrics(run_dir / METRICS_FILE)
     jumps = [line["after"] - line["before"] for line in lines if line["phase"] == "split" and line.get("arm") == arm]
@@ -55,7 +57,7 @@ def read_record(run_dir: Path, arm: str, plan: Path, languages: Sequence[str]) -
     rates = [rate for each in durations(lines) if each.name == arm for _, rate in each.rates]
     return ArmRecord(
         SharingPlan.load(plan) if plan.is_file() else SharingPlan.uniform(languages),
-        json.loads((run_dir / "scores" / f"{arm}.json").read_text(encoding="utf-8"))["parameters"],
+        read_arm_scores(run_dir / "scores" / f"{arm}.json").parameters,
         jumps[0] if jumps else 0.0,
         dev[-1] if dev else None,
         float(np.median(rates)) if rates else None,
@@ -103,8 +105,7 @@ def notes(evaluation: ArmsEvaluation) -> tuple[str, ...]:
         "resamples of seeds and utterances (few seeds make them too narrow); sd is the standard deviation over seeds.",
         f"p (utterances): approximate randomisation of the test set, {tests['trials']} trials, these seeds given. p (seeds): "
         "paired t-test over seeds. Neither is corrected for the number of tests.",
-        *(f"{lang}: {count} utterances are not scored for want of references." for lang, count in evaluation.unscored.items()),
-        *(f"{note}." for note in evaluation.notes),
+        *(f"{line}." for line in (*unscored_lines(evaluation.unscored), *evaluation.notes)),
         *(f"{metric}: {signature}" for metric, signature in evaluation.signatures.items()),
     )
 
@@ -125,10 +126,10 @@ def comparison_tables(evaluation: ArmsEvaluation, records: Records) -> list[tupl
 
 def scores_table(evaluation: ArmsEvaluation, metric: str) -> Table:
     """A row an arm, best mean first."""
-    rows = [row for row in next(iter(evaluation.scores.values())) if row != "mean"]
+    rows = [row for row in next(iter(evaluation.scores.values())) if row != MEAN]
     lines = []
     for arm, by_row in _ranked(evaluation, metric):
-        mean = by_row["mean"]
+        mean = by_row[MEAN]
         deviation = "" if mean.deviation is None else number(metric, mean.deviation)
         cells = [number(metric, by_row[row].score) for row in rows]
         bracket = f"[{number(metric, mean.low)}, {number(metric, mean.high)}]"
@@ -138,13 +139,11 @@ def scores_table(evaluation: ArmsEvaluation, metric: str) -> Table:
 
 def differences_table(differences: Sequence[Difference]) -> Table:
     """A row an arm and metric: differences in each language, in the mean with its interval, and p-values of the latter."""
-    rows = list(dict.fromkeys(each.row for each in differences if each.row != "mean"))
+    rows = list(dict.fromkeys(each.row for each in differences if each.row != MEAN))
     found = {(each.metric, each.arm, each.row): each for each in differences}
     lines = []
     for metric in METRICS:
-        means = sorted(
-            (each for each in differences if (each.metric, each.row) == (metric, "mean")), key=lambda x: -x.difference
-        )
+        means = sorted((each for each in differences if (each.metric, each.row) == (metric, MEAN)), key=lambda x: -x.difference)
         for mean in means:
             cells = [number(metric, found[metric, mean.arm, row].difference, signed=True) for row in rows]
             bracket = f"[{number(metric, mean.low, signed=True)}, {number(metric, mean.high, signed=True)}]"
@@ -202,11 +201,9 @@ def arms_figure(evaluation: ArmsEvaluation) -> Figure:
     """Mean BLEU of every arm, and its difference from uniform where that is there: intervals, and a dot a seed."""
     metric = METRICS[0]
     ranked = [arm for arm, _ in _ranked(evaluation, metric)][::-1]
-    scores = {arm: evaluation.scores[arm]["mean"][metric] for arm in ranked}
+    scores = {arm: evaluation.scores[arm][MEAN][metric] for arm in ranked}
     leads = {
-        each.arm: each
-        for each in evaluation.differences
-        if (each.metric, each.row, each.reference) == (metric, "mean", UNIFORM)
+        each.arm: each for each in evaluation.differences if (each.metric, each.row, each.reference) == (metric, MEAN, UNIFORM)
     }
     figure, axes = panels(2 if leads else 1, (0.26 * len(ranked) + 0.9) * (2 if leads else 1))
     shown: list[Mapping[str, ArmScore | Difference]] = [scores, leads]
@@ -230,7 +227,7 @@ def arms_figure(evaluation: ArmsEvaluation) -> Figure:
 def _ranked(evaluation: ArmsEvaluation, metric: str) -> list[tuple[str, dict[str, ArmScore]]]:
     """Arms by their mean, best first, as row -> score for one metric."""
     by_arm = {arm: {row: each[metric] for row, each in rows.items()} for arm, rows in evaluation.scores.items()}
-    return sorted(by_arm.items(), key=lambda pair: -pair[1]["mean"].score)
+    return sorted(by_arm.items(), key=lambda pair: -pair[1][MEAN].score)
 
 
 def _colour(arm: str) -> str:

@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from gdps_ds.analysis.arms import REFERENCES
 from gdps_ds.analysis.sketch import Sketches
-from gdps_ds.config import DecodeConfig
-from gdps_ds.config_file import read_sections
-from gdps_ds.data.manifest import Utterance
+from gdps_ds.config_file import load_decoding, read_sections
+from gdps_ds.data.manifest import DataError, Utterance
 from gdps_ds.data.table import UtteranceTable
+from gdps_ds.evaluation.arm_scores import first_fault
 from gdps_ds.evaluation.comparison import Evaluation, compare
-from gdps_ds.evaluation.systems import System, aligned, read_system, referenced
+from gdps_ds.evaluation.systems import System, aligned, read_system
 from gdps_ds.plan import SharingPlan
 from gdps_ds.reporting.run_metrics import METRICS_FILE, Line, read_metrics
 
@@ -69,20 +69,26 @@ class RunDir:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """By launchers/evaluate.py where it has scored every arm, which may know COMET and other systems; else made here."""
+        """By launchers/evaluate.py where it has scored every arm, which may know COMET and other systems; else made here.
+
+        Raises:
+            DataError: what is there cannot be read, or no utterance has a reference.
+        """
         saved = self.folder / "evaluation" / "scores.json"
         if saved.is_file():
-            evaluation = TypeAdapter(Evaluation).validate_json(saved.read_bytes())
+            try:
+                evaluation = TypeAdapter(Evaluation).validate_json(saved.read_bytes())
+            except ValidationError as error:
+                raise DataError(f"{saved}: {first_fault(error)}; run launchers/evaluate.py again, or remove the file") from None
             if {system.name for system in self.systems} <= evaluation.scores.keys():
                 return evaluation
         if not self.systems:
             return None
-        systems, unscored = referenced(self.systems)
         groups = self.plan.groups if self.plan else ()
-        settings = DecodeConfig.model_validate(self.config["decode"])
+        settings = load_decoding(self.folder / "config.yaml")
         # All pairs of seventeen arms take minutes.
-        against = [system.name for system in systems if system.name in REFERENCES]
-        return compare(systems, settings, groups, unscored, against=against or None)
+        against = [system.name for system in self.systems if system.name in REFERENCES]
+        return compare(self.systems, settings, groups, against=against or None)
 
     @property
     def data_notes(self) -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,8 +16,11 @@ import numpy as np
 from gdps_ds.analysis.planner import fold_weights, folds_of
 from gdps_ds.analysis.similarity import Array, Interval, interval, measure, noise_corrected, similarity
 from gdps_ds.analysis.sketch import Sketches
-from gdps_ds.evaluation.comparison import MEAN, Comparison, Evaluation
-from gdps_ds.evaluation.metrics import LOWER_IS_BETTER
+from gdps_ds.config_file import ConfigError
+from gdps_ds.data.manifest import DataError
+from gdps_ds.evaluation.comparison import Comparison, Evaluation
+from gdps_ds.evaluation.metrics import LOWER_IS_BETTER, MEAN
+from gdps_ds.plan import PlanError
 from gdps_ds.reporting import run_figures
 from gdps_ds.reporting.page import Picture, Section, Table, write_page
 from gdps_ds.reporting.plan_pictures import (
@@ -30,7 +34,7 @@ from gdps_ds.reporting.plan_report import sites_table
 from gdps_ds.reporting.run_metrics import curves, durations
 from gdps_ds.reporting.run_record import RunDir
 from gdps_ds.reporting.samples import Sample, choose, sample_sections, with_audio
-from gdps_ds.reporting.score_tables import number
+from gdps_ds.reporting.score_tables import number, remarks
 from gdps_ds.reporting.tracking import Tracker
 
 PHASES = {"unified": "unified", "plan": "mining and planning", "split": "split"}
@@ -85,6 +89,9 @@ def _made(name: str, part: Callable[[RunDir], list[Section]], run: RunDir) -> li
     """A part of the report; where it cannot be made, the others are no worse for it, and the page says why."""
     try:
         return part(run)
+    except (DataError, ConfigError, PlanError) as error:
+        print(f"report: {name}: {error}", file=sys.stderr, flush=True)
+        return [Section(name, (f"This part could not be made: {error}",))]
     except Exception as error:
         traceback.print_exc()
         return [Section(name, (f"This part could not be made: {type(error).__name__}: {error}",))]
@@ -123,9 +130,7 @@ def scores(run: RunDir) -> list[Section]:
     counted = ", ".join(f"{language} {count}" for language, count in evaluation.utterances.items())
     text = [_verdict(each) for each in evaluation.comparisons if (each.metric, each.row, each.first) == ("BLEU", MEAN, first)]
     text.append(f"Utterances scored: {counted}.")
-    text += [f"Not scored for want of references: {lang} {count}." for lang, count in evaluation.unscored.items()]
-    text += [f"{name}: {count} translations are empty." for name, count in evaluation.empty.items() if count]
-    text += [f"{note}." for note in (*run.data_notes, *evaluation.notes)]
+    text += [f"{line}." for line in (*run.data_notes, *remarks(evaluation))]
     signatures = "\n".join(f"{metric}: {signature}" for metric, signature in evaluation.signatures.items())
     pictured = Section("Scores", tuple(text), pictures=tuple(pictures))
     return [pictured, Section("", tables=tuple(tables)), Section("", summary=signatures)]

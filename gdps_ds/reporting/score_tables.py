@@ -43,16 +43,30 @@ def write_tables(evaluation: Evaluation, folder: Path) -> str:
 
 
 def comparison_table(systems: Mapping[str, Scores], signatures: Mapping[str, str]) -> str:
-    """A line per metric and system, a column per language and mean; with two systems, the first one's lead below them."""
-    names, columns = list(systems), list(next(iter(systems.values())))
+    """A line per metric and system, a column per row of scores; with two systems, the first one's lead below them.
+
+    A system that was scored by another version may lack a row: its cell says so.
+    """
+    names, columns = list(systems), list(dict.fromkeys(row for rows in systems.values() for row in rows))
     blocks: list[list[str]] = []
     for metric in signatures:
-        blocks += [[f"{metric} {name}", *(number(metric, systems[name][row][metric]) for row in columns)] for name in names]
+        blocks += [
+            [f"{metric} {name}", *(_cell(metric, _score(systems[name], row, metric)) for row in columns)] for name in names
+        ]
         if len(names) == 2:
-            leads = [systems[names[0]][row][metric] - systems[names[1]][row][metric] for row in columns]
-            blocks.append([f"{metric} difference", *(number(metric, lead, signed=True) for lead in leads)])
+            pairs = [[_score(systems[name], row, metric) for name in names] for row in columns]
+            leads = [None if first is None or second is None else first - second for first, second in pairs]
+            blocks.append([f"{metric} difference", *(_cell(metric, lead, signed=True) for lead in leads)])
     notes = [f"{metric}: {signature}" for metric, signature in signatures.items()]
     return "\n".join([*in_columns([["", *columns], *blocks]), *notes])
+
+
+def _score(rows: Scores, row: str, metric: str) -> float | None:
+    return rows.get(row, {}).get(metric)
+
+
+def _cell(metric: str, value: float | None, signed: bool = False) -> str:
+    return "n/a" if value is None else number(metric, value, signed)
 
 
 def comparisons_table(comparisons: Sequence[Comparison]) -> str:
@@ -82,14 +96,21 @@ def evaluation_text(evaluation: Evaluation) -> str:
     parts = [f"utterances: {counts}", comparison_table(points, evaluation.signatures), _intervals(evaluation)]
     if evaluation.comparisons:
         parts.append(f"{_tests(evaluation)}\n{comparisons_table(evaluation.comparisons)}")
-    parts += [f"{name}: {count} translations are empty" for name, count in evaluation.empty.items() if count]
-    parts += [
-        f"{lang}: {count} utterances are not scored for want of references" for lang, count in evaluation.unscored.items()
-    ]
-    parts += evaluation.notes
+    parts += remarks(evaluation)
     if "COMET" not in evaluation.signatures:
         parts.append("COMET was not asked for (--comet)")
     return "\n\n".join(parts)
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """What has to be told beside the scores, a line each."""
+    empty = [f"{name}: {count} translations are empty" for name, count in evaluation.empty.items() if count]
+    return [*empty, *unscored_lines(evaluation.unscored), *evaluation.notes]
+
+
+def unscored_lines(unscored: Mapping[str, int]) -> list[str]:
+    """``unscored``: row of a pair of languages -> utterances without a reference."""
+    return [f"{row}: {count} utterances are not scored for want of references" for row, count in unscored.items()]
 
 
 def latex_table(evaluation: Evaluation) -> str:

@@ -109,7 +109,7 @@ def _take_note(config: Config, datasets: Mapping[str, SpeechDataset], path: Path
     Raises:
         DataError: a language has no dev utterance with a loss, or a tokenizer of the scores is not installed.
     """
-    data, decode, dev, test = config.data, config.decode, datasets["dev"], datasets["test"]
+    data, decode, dev, test = config.data, config.decoding, datasets["dev"], datasets["test"]
     check_tokenizers(sorted({*dev.utterances.target_languages(), *test.utterances.target_languages()}), decode)
     reasons, lines = left_out_of_loss(dev, data), _empty_targets(datasets["train"], data.languages)
     usable = np.bincount(dev.language_ids[with_loss(dev, data)], minlength=len(data.languages))

@@ -21,15 +21,15 @@ from gdps_ds.analysis.arms import GDPS, PCGRAD, UNIFORM
 from gdps_ds.config import Config, PhaseConfig
 from gdps_ds.data.collate import Batch
 from gdps_ds.data.sampling import Position
-from gdps_ds.data.text import has_text
 from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.distributed.comm import Communicator
 from gdps_ds.distributed.engine import Engine
 from gdps_ds.distributed.replacer import replace_blocks, split_partitioned
 from gdps_ds.distributed.saved_state import load_weights, restore
 from gdps_ds.distributed.settings import model_loading
+from gdps_ds.evaluation.arm_scores import ArmScores, read_arm_scores, write_arm_scores
 from gdps_ds.evaluation.decoding import Translation, translate
-from gdps_ds.evaluation.metrics import pairs_of, score_pairs, signatures, unscored
+from gdps_ds.evaluation.metrics import pairs_of, score_pairs, scored_pairs, signatures, unscored
 from gdps_ds.evaluation.systems import translation_notes, write_translations
 from gdps_ds.files import atomic_write
 from gdps_ds.model.families import hidden_widths, load_model, matching_blocks
@@ -164,7 +164,7 @@ class Run:
         return self.trainer.checkpoints(name).used(self.config.run.use)
 
     def _evaluate(self, arm: str, engine: Engine) -> None:
-        trainer, settings = self.trainer, self.config.decode
+        trainer, settings = self.trainer, self.config.decoding
         dataset = trainer.inputs.test
         where = f"the translation of the test set by {arm}"
         with trainer.progress(f"translate {arm}", len(dataset)) as bar, trainer.watchdog.watching(where):
@@ -181,23 +181,21 @@ class Run:
         trainer.tracker.log(f"scores-{arm}", 0, **scores)
 
     def _score(self, arm: str, translations: list[Translation], parameters: int) -> dict[str, Any]:
-        settings = self.config.decode
+        settings = self.config.decoding
         scores = score_pairs(translations, settings)
         notes = [*filter(None, [unscored(translations)]), *translation_notes(translations)]
         for note in notes:
             self._say(f"{arm}: {note}")
         write_translations(self.dir / "hypotheses" / f"{arm}.jsonl", translations, settings)
-        scored = [row for row in translations if has_text(row.reference)]
-        used = signatures({name: pair.target for name, pair in pairs_of(scored or translations).items()}, settings)
-        tree = {"scores": scores, "signatures": used, "parameters": parameters, "notes": notes}
-        with atomic_write(self._scores_path(arm)) as file:
-            json.dump(tree, file, indent=2, ensure_ascii=False)
+        pairs = scored_pairs(translations) or pairs_of(translations)
+        used = signatures({name: pair.target for name, pair in pairs.items()}, settings)
+        write_arm_scores(self._scores_path(arm), ArmScores(scores, used, parameters, tuple(notes)))
         return scores
 
     def _summarise(self) -> dict[str, Any]:
-        arms = {arm: json.loads(self._scores_path(arm).read_text()) for arm in self.config.run.arms}
-        summary: dict[str, Any] = {"scores": {arm: each["scores"] for arm, each in arms.items()}}
-        summary["signatures"] = next(iter(arms.values()))["signatures"]
+        arms = {arm: read_arm_scores(self._scores_path(arm)) for arm in self.config.run.arms}
+        used = next(iter(arms.values())).signatures
+        summary: dict[str, Any] = {"scores": {arm: each.scores for arm, each in arms.items()}, "signatures": used}
         path = plan_path(self.dir, GDPS)
         plan = SharingPlan.load(path) if path.is_file() else None
         if plan is not None:
@@ -206,7 +204,10 @@ class Run:
                 "groups": plan.groups,
                 "sites": [site.name for site in plan.sites],
             }
-        notes = [f"{arm}: {note}" for arm, each in arms.items() for note in each.get("notes", [])]
+        notes = [f"{arm}: {note}" for arm, each in arms.items() for note in each.notes]
+        notes += [
+            f"{arm} was scored in another way: {each.signatures}" for arm, each in arms.items() if each.signatures != used
+        ]
         text = "\n".join([comparison_table(summary["scores"], summary["signatures"]), *notes])
         if plan is not None:
             text = f"{plan.summary()}\n\n{text}"

@@ -62,7 +62,7 @@ class DevSet:
     def bleu(self, engine: Engine) -> dict[str, float]:
         """BLEU of translations with ``train.select.beams`` beams, by source language (of several targets, the mean over them);
         the same on every rank."""
-        settings = self.config.decode.model_copy(update={"beams": self.config.train.select.beams})
+        settings = self.config.decoding.model_copy(update={"beams": self.config.train.select.beams})
         inputs = self.inputs
         translations = translate(
             engine, inputs.dev, inputs.tokenizer, inputs.collate, settings, lambda batch: self.before("the dev BLEU")

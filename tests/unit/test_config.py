@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gdps_ds.config import PlanConfig
-from gdps_ds.config_file import ConfigError, dump_config, load_config, load_section
+from gdps_ds.config_file import ConfigError, dump_config, load_config, load_decoding, load_section
 from gdps_ds.deepspeed_file import load_deepspeed_file
 from gdps_ds.plan import SharingPlan
 from tests.launch import ROOT
@@ -44,6 +44,33 @@ def test_the_resolved_configuration_replays_the_run(tree: dict, tmp_path: Path) 
     assert load_config(resolved) == config
     assert config.plan.groups == (("aeb",), ("bem",))
     assert config.train.unify.lr == 1e-4
+
+
+def test_pieces_are_as_long_as_the_longest_utterance_of_training(tree: dict, tmp_path: Path) -> None:
+    """In an experiment, in its resolved configuration with another length, and in evaluate.py on the run."""
+    tree["data"]["max_seconds"] = 15
+    config, resolved = load_config(write(tree, tmp_path)), tmp_path / "config.yaml"
+    assert config.decoding.piece_seconds == 15.0
+    resolved.write_text(dump_config(config))
+    assert yaml.safe_load(resolved.read_text())["decode"]["max_seconds"] is None
+    longer = ["data.max_seconds=60", "data.max_frames=3000"]
+    assert load_config(resolved, longer).decoding.piece_seconds == 60.0
+    assert load_config(resolved, [*longer, "decode.max_seconds=20"]).decoding.piece_seconds == 20.0
+    assert load_config(resolved, ["data.max_seconds=0.5"]).decoding.piece_seconds == 1.0
+    assert load_decoding(resolved).piece_seconds == 15.0
+    assert load_decoding(resolved, ["decode.max_seconds=20"]).piece_seconds == 20.0
+    assert load_decoding(None).piece_seconds == 30.0
+
+
+def test_runs_of_earlier_versions_are_decoded_as_they_were_trained(tmp_path: Path) -> None:
+    """Their decode section has no max_seconds."""
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {max_seconds: 15}\ndecode: {beams: 2}\n")
+    settings = load_decoding(path)
+    assert (settings.beams, settings.piece_seconds) == (2, 15.0)
+    path.write_text("data: {max_seconds: long}\ndecode: {beams: 2}\n")
+    with pytest.raises(ConfigError, match=r"data.max_seconds: must be a number \(found 'long'\)"):
+        load_decoding(path)
 
 
 def test_all_faults_are_told_at_once(tree: dict, tmp_path: Path) -> None:

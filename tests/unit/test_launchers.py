@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from torch import nn
@@ -25,6 +26,14 @@ from tests.tiny import LANGUAGES, wider_plan
 from tests.unit.reporting.test_tracking import config
 
 Main = Callable[[Sequence[str]], int]
+TRANSLATION = {
+    "id": "1",
+    "source_lang": "aeb",
+    "target_lang": "eng",
+    "hypothesis": "the cat sat on a mat",
+    "reference": "the cat sat on the mat",
+}
+"""A line of a file as runs of earlier versions wrote it."""
 
 
 @pytest.fixture
@@ -186,6 +195,58 @@ def test_a_copy_of_a_seed_is_not_compared(experiment: Path, tmp_path: Path) -> N
     (tmp_path / "compared" / "seed-1.bak" / "scores" / "gdps.json").write_text("{}")
     with pytest.raises(DataError, match="no arm has been trained and translated yet"):
         compare.report(load_config(experiment), tmp_path / "compared")
+
+
+def test_a_comparison_with_scores_of_another_version_is_refused(
+    experiment: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    """All arms are finished, one by a version that kept its scores by language alone."""
+    seed = tmp_path / "compared" / "seed-1"
+    for arm in load_config(experiment).run.arms:
+        for folder, text in {"scores": {"aeb": {"BLEU": 9.0}, "mean": {"BLEU": 9.0}}, "hypotheses": TRANSLATION}.items():
+            (seed / folder).mkdir(parents=True, exist_ok=True)
+            (seed / folder / f"{arm}.{'json' if folder == 'scores' else 'jsonl'}").write_text(json.dumps(text))
+    (seed / "metrics.jsonl").write_text(json.dumps({"phase": "start", "update": 0, "time": 0.0}))
+    found = said(compare.main, "--config", experiment, "--seeds", "1")
+    assert re.search(r"seed-1/scores/\w+.json: not scores as this version writes them \(scores: field required\)", found)
+    assert "remove the file, and the run translates and scores this arm anew" in found and "Traceback" not in found
+
+
+def test_evaluation_of_a_run_of_before_says_that_its_settings_are_not_known(tmp_path: Path) -> None:
+    """Its translations know nothing of pieces, and no settings lie beside them."""
+    run, few = tmp_path / "run", ["decode.resamples=20", "decode.trials=20"]
+    (run / "hypotheses").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {max_seconds: 15}\ndecode: {normaliser: none}\n")
+    for arm in ("gdps", "uniform"):
+        (run / "hypotheses" / f"{arm}.jsonl").write_text(json.dumps(TRANSLATION))
+    assert evaluate.main([str(run), "decode.beams=7", *few]) == 0
+    notes = json.loads((run / "evaluation" / "scores.json").read_text())["notes"]
+    assert notes == ["with which settings these were decoded is not known: gdps, uniform"]
+    assert evaluate.main([str(run), *few]) == 0
+    assert json.loads((run / "evaluation" / "scores.json").read_text())["notes"] == []
+
+
+def test_evaluation_tells_of_what_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two targets one has references; COMET is asked for those alone."""
+    spanish = [TRANSLATION | {"id": f"s{place}", "target_lang": "spa"} for place in range(3)]
+    english = TRANSLATION | {"id": "e", "hypothesis": "", "reference": None, "pieces": 0}
+    (tmp_path / "ours.jsonl").write_text("\n".join(json.dumps(row) for row in (english, *spanish)))
+    asked: list[list[str]] = []
+
+    def scored(model: Any, sources: Any, hypotheses: list[str], references: list[str], **options: Any) -> Any:
+        asked.append(references)
+        return np.array([0.5, 0.6, 0.7])
+
+    monkeypatch.setattr("gdps_ds.evaluation.comet.load_comet", lambda name: object())
+    monkeypatch.setattr("gdps_ds.evaluation.comet.comet_scores", scored)
+    options = ["--comet", "decode.comet_source=empty", "decode.resamples=20", "decode.trials=20"]
+    assert evaluate.main([str(tmp_path / "ours.jsonl"), "--out", str(tmp_path), *options]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert asked == [["the cat sat on the mat"] * 3]
+    assert (list(found["scores"]["ours"]), found["unscored"]) == (["aeb-spa", "mean"], {"aeb-eng": 1})
+    assert found["scores"]["ours"]["mean"]["COMET"]["score"] == pytest.approx(0.6)
+    note = "ours: aeb-eng: 1 of 1 utterances could not be translated (no usable audio); their lines are empty"
+    assert note in (tmp_path / "scores.txt").read_text()
 
 
 def test_prepare_needs_a_layout_and_a_number_of_workers(tmp_path: Path, said: Callable[..., str]) -> None:

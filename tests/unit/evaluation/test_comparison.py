@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gdps_ds.config import DecodeConfig
-from gdps_ds.evaluation.comparison import Comparison, Evaluation, compare, rows_of
+from gdps_ds.data.manifest import DataError
+from gdps_ds.evaluation.comparison import Comparison, Evaluation, compare, notes_of, rows_of
+from gdps_ds.evaluation.decoding import Translation
 from gdps_ds.evaluation.metrics import Pair, score
 from gdps_ds.evaluation.systems import System, decoding_of
 from tests.unit.evaluation.texts import system
@@ -129,12 +131,64 @@ def test_what_was_cut_or_could_not_be_translated_is_told_by_language() -> None:
 
 
 def test_systems_that_were_decoded_otherwise_are_told_apart() -> None:
-    narrow, wide = (decoding_of(SETTINGS.model_copy(update={"beams": beams})) for beams in (2, SETTINGS.beams))
-    systems = [replace(GOOD, decoding=narrow), replace(POOR, decoding=wide)]
-    assert compare(systems, SETTINGS).notes == (
-        f"good was decoded with other settings: decode.beams 2 instead of {SETTINGS.beams}",
+    """Default settings are nobody's wish: systems are held against each other, and against what was asked for."""
+    decoded = SETTINGS.with_pieces_of(30.0)
+    narrow, wide = (decoding_of(decoded.model_copy(update={"beams": beams})) for beams in (1, 4))
+    asked = DecodeConfig(resamples=20, trials=20, beams=4)
+    differ, agree = [replace(GOOD, decoding=narrow), replace(POOR, decoding=wide)], [replace(GOOD, decoding=narrow)]
+    agree.append(replace(POOR, decoding=narrow))
+    assert notes_of(differ, SETTINGS) == ("systems were decoded with different settings: decode.beams 1 (good), 4 (poor)",)
+    assert notes_of(differ, asked) == ("good was decoded with other settings: decode.beams 1 instead of 4",)
+    assert notes_of(agree, SETTINGS) == ()
+    assert notes_of(agree, asked) == tuple(
+        f"{name} was decoded with other settings: decode.beams 1 instead of 4" for name in ("good", "poor")
     )
-    assert compare([replace(GOOD, decoding=wide), replace(POOR, decoding=wide)], SETTINGS).notes == ()
-    assert compare([replace(GOOD, decoding=wide), POOR], SETTINGS).notes == (
+
+
+def test_systems_of_which_nobody_knows_how_they_were_decoded_are_told() -> None:
+    asked, known = DecodeConfig(beams=7), decoding_of(SETTINGS.with_pieces_of(30.0))
+    assert notes_of([GOOD, POOR], asked) == ("with which settings these were decoded is not known: good, poor",)
+    assert notes_of([GOOD, POOR], SETTINGS) == (), "no translation depends on how scores are tested"
+    assert notes_of([replace(GOOD, decoding=known), POOR], SETTINGS) == (
         "with which settings these were decoded is not known: poor",
     )
+
+
+def test_the_length_of_pieces_is_held_against_the_run_only_where_that_has_set_it() -> None:
+    old = replace(GOOD, decoding=decoding_of(SETTINGS.with_pieces_of(15.0)))
+    told = ("good was decoded with other settings: decode.max_seconds 15.0 instead of 30.0",)
+    assert notes_of([old], SETTINGS.with_pieces_of(30.0)) == ()
+    assert notes_of([old], DecodeConfig.model_validate({"max_seconds": None}).with_pieces_of(30.0)) == told
+
+
+SPANISH = [Translation(f"s{place}", "que", "spa", f"el perro {place}", f"el gato y el perro {place}") for place in range(6)]
+ENGLISH = [Translation(f"e{place}", "que", "eng", f"the dog {place}", f"the cat and the dog {place}") for place in range(6)]
+
+
+def test_a_row_keeps_its_name_and_draws_when_references_of_another_arrive() -> None:
+    later = compare([System("a", (*SPANISH, *ENGLISH))], SETTINGS)
+    now = compare([System("a", (*SPANISH, *(replace(row, reference=None) for row in ENGLISH)))], SETTINGS)
+    assert list(now.scores["a"]) == ["que-spa", "mean"]
+    assert (now.utterances, now.unscored) == ({"que-spa": 6}, {"que-eng": 6})
+    assert now.scores["a"]["que-spa"] == later.scores["a"]["que-spa"], "interval too"
+
+
+def test_utterances_without_references_are_told_of_and_not_scored() -> None:
+    """What of them was not translated or cut as well; a COMET score of them is not read, an empty line not counted."""
+    lost = [
+        replace(ENGLISH[0], reference=None, hypothesis="", pieces=0),
+        replace(ENGLISH[1], reference=" ", cut=True),
+    ]
+    comet = {"a": np.array([np.nan, 0.5, 0.7, np.nan])}
+    found = compare([System("a", (lost[0], *SPANISH[:2], lost[1]))], SETTINGS, comet=comet, comet_signature="tiny")
+    assert found.notes == (
+        "a: que-eng: 1 of 2 utterances could not be translated (no usable audio); their lines are empty",
+        "a: que-eng: 1 of 2 translations were cut at decode.max_new_tokens",
+    )
+    assert (found.unscored, found.empty) == ({"que-eng": 2}, {"a": 0})
+    assert found.scores["a"]["mean"]["COMET"].score == pytest.approx(0.6)
+
+
+def test_a_test_set_without_any_reference_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match="no utterance has a reference"):
+        compare([System("a", tuple(replace(row, reference=None) for row in SPANISH))], SETTINGS)

@@ -73,7 +73,8 @@ def translations(model: Any, targets: tuple[str, ...] = ("eng", "fra", "eng"), *
     table = UtteranceTable.of(Utterance(str(n), "a.wav", "aeb", target, None, duration=1.0) for n, target in enumerate(targets))
     dataset = SpeechDataset(table, Features(), None, languages=["aeb"], folds=2)
     tokenizer: Any = Tokenizer()
-    return translate(model, dataset, tokenizer, Collator(pad_id=0, start_id=3), DecodeConfig(**settings))
+    chosen = DecodeConfig(**settings).with_pieces_of(30.0)
+    return translate(model, dataset, tokenizer, Collator(pad_id=0, start_id=3), chosen)
 
 
 def test_every_setting_reaches_beam_search() -> None:

@@ -15,7 +15,6 @@ from gdps_ds.evaluation.systems import (
     read_lines,
     read_system,
     read_translations,
-    referenced,
     translations_of_lines,
     utterances_of_references,
     with_references,
@@ -109,16 +108,19 @@ def test_a_manifest_gives_order_languages_and_references() -> None:
     assert [(row.hypothesis, row.reference) for row in rows[:2]] == [("hyp 0", "better ref 0"), ("hyp 1", "better ref 1")]
 
 
-def test_utterances_without_references_are_left_out_and_told() -> None:
-    unlabelled = [Translation(f"g{number}", "gle", "eng", "hyp", None) for number in range(3)]
-    blank = replace(ROWS[0], id="9", reference=" ")
-    (kept,), unscored = referenced([System("a", (*ROWS, blank, *unlabelled))])
-    assert (kept.translations, unscored) == (tuple(ROWS), {"aeb": 1, "gle": 3})
+def test_translations_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They say neither how many pieces an utterance had nor whether it was cut, and have no settings beside them."""
+    row = {"id": "1", "source_lang": "aeb", "target_lang": "eng", "hypothesis": "h", "reference": None}
+    (tmp_path / "h.jsonl").write_text(f"{json.dumps(row)}\n")
+    found = read_system("old", tmp_path / "h.jsonl")
+    assert found == System("old", (Translation("1", "aeb", "eng", "h", None, pieces=1, cut=False),), None)
 
 
-def test_a_test_set_without_any_reference_cannot_be_scored() -> None:
-    with pytest.raises(DataError, match="no utterance has a reference"):
-        referenced([System("a", tuple(replace(row, reference=None) for row in ROWS))])
+def test_settings_beside_translations_are_numbers(tmp_path: Path) -> None:
+    write_translations(tmp_path / "h.jsonl", ROWS)
+    (tmp_path / "h.decoding.json").write_text('{"beams": "five"}')
+    with pytest.raises(DataError, match=r"h\.decoding\.json: beams must be a number, found 'five'"):
+        read_system("ours", tmp_path / "h.jsonl")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path: Path) -> None:

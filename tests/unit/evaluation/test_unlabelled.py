@@ -40,3 +40,12 @@ def test_what_cannot_be_seen_is_no_reference(blank: str) -> None:
     rows = [ROWS[0], Translation("5", "aeb", "eng", "a dog", blank)]
     assert unscored(rows) == "translated, but not scored for want of references: aeb (1 of 2)"
     assert score_pairs(rows, SETTINGS) == score_pairs(rows[:1], SETTINGS)
+
+
+def test_a_pair_has_one_name_whether_or_not_it_is_scored() -> None:
+    rows = [
+        Translation("1", "que", "spa", "un perro", "un gato"),
+        Translation("2", "que", "eng", "a dog", None),
+    ]
+    assert list(score_pairs(rows, SETTINGS)) == ["que-spa", "mean"]
+    assert unscored(rows) == "translated, but not scored for want of references: que-eng (1 of 1)"

@@ -106,7 +106,7 @@ def test_a_record_is_read_from_what_a_run_leaves(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "scores").mkdir()
-    (tmp_path / "scores" / "gdps.json").write_text('{"parameters": 7}')
+    (tmp_path / "scores" / "gdps.json").write_text('{"scores": {}, "signatures": {}, "parameters": 7}')
     # 100 and 150 utterances in 10 s each.
     assert read_record(tmp_path, "gdps", tmp_path / "none.json", LANGUAGES) == ArmRecord(
         UNIFORM, 7, 0.5, 0.75, pytest.approx(12.5)

@@ -21,7 +21,7 @@ from gdps_ds.evaluation.comparison import compare
 from gdps_ds.evaluation.systems import read_translations, write_translations
 from gdps_ds.reporting.run_metrics import curves, durations, read_metrics
 from gdps_ds.reporting.run_record import RunDir
-from gdps_ds.reporting.run_report import finish_report, losses, make_parts, mean_similarity, scores, similarities
+from gdps_ds.reporting.run_report import PARTS, finish_report, losses, make_parts, mean_similarity, scores, similarities
 from gdps_ds.reporting.score_tables import write_tables
 from launchers.report import main
 from tests.launch import ROOT
@@ -116,17 +116,32 @@ def test_scores_of_the_evaluation_are_taken_over(run: Path) -> None:
     assert set(record.evaluation.scores) == {"gdps", "uniform"}  # type: ignore[union-attr]
 
 
+def test_scores_of_another_version_are_refused_by_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores by language alone, as evaluations once were, and half a file; the other parts are made."""
+    path = run / "evaluation" / "scores.json"
+    path.parent.mkdir()
+    for text in (json.dumps({"scores": {"gdps": {"aeb": 12.5}}}), '{"scores"'):
+        path.write_text(text)
+        made = make_parts(RunDir(run))
+        (section,) = made["Scores"]
+        assert f"{path}: not scores as this version writes them" in section.text[0]
+        assert "run launchers/evaluate.py again, or remove the file" in section.text[0]
+        assert len(made["Losses"]) > 1
+        told = capsys.readouterr().err
+        assert "report: Scores: " in told and "Traceback" not in told
+
+
 def test_what_could_not_be_translated_was_cut_or_is_left_out_is_shown(run: Path) -> None:
     path = run / "hypotheses" / "gdps.jsonl"
     first, second, *rest = read_translations(path)
     rows = [dataclasses.replace(first, pieces=0, hypothesis=""), dataclasses.replace(second, cut=True), *rest]
-    settings = DecodeConfig(beams=2)
+    settings = DecodeConfig(beams=2).with_pieces_of(30.0)
     write_translations(path, rows, settings)
     (run / "data" / "notes.txt").write_text("bem: the dev loss leaves out 3 longer than data.max_frames\n")
     (section, *_) = scores(RunDir(run))
     assert [line for line in section.text if "gdps: " in line or "left" in line or "leaves" in line or "settings" in line] == [
-        "gdps: 1 translations are empty.",
         "bem: the dev loss leaves out 3 longer than data.max_frames.",
+        "gdps: 1 translations are empty.",
         "gdps was decoded with other settings: decode.beams 2 instead of 5.",
         "with which settings these were decoded is not known: uniform.",
         "gdps: aeb: 1 of 5 utterances could not be translated (no usable audio); their lines are empty.",
@@ -157,12 +172,18 @@ def test_a_plan_written_by_hand_and_a_model_that_stays_uniform(run: Path) -> Non
     assert "stays uniform" in shown(run) and "could not be made" not in shown(run)
 
 
-def test_a_fault_in_one_part_is_shown_and_leaves_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_in_one_part_is_shown_and_leaves_the_others(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a file is the cause of is told in a line, any other with its traceback."""
     (run / "metrics.jsonl").write_text('{"phase": "unified", "update": 1, "time": 1.0}\n{"phase": "uni')
     text = shown(run)
-    assert text.count("This part could not be made: DataError") == 3
-    assert "metrics.jsonl, line 2: not JSON" in text
+    assert text.count(f"This part could not be made: {run}/metrics.jsonl, line 2: not JSON") == 3
     assert "Translations from bem" in text and "BLEU in the mean" in text
+    told = capsys.readouterr().err
+    assert told.count("metrics.jsonl, line 2: not JSON") == 3 and "Traceback" not in told
+    monkeypatch.setitem(PARTS, "Plan", lambda run: run.config["nothing"])
+    assert "This part could not be made: KeyError" in shown(run)
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -67,6 +67,19 @@ def test_systems_stand_below_each_other_and_two_have_a_difference() -> None:
     assert len({len(line) for line in lines[:7]}) == 1
 
 
+def test_rows_that_a_system_lacks_are_shown_as_such() -> None:
+    """One arm was scored before a language had two targets, the other after."""
+    ten = {"BLEU": 10.0}
+    systems = {"old": {"que": ten, "mean": ten}, "new": {"que-eng": ten, "que-spa": ten, "mean": ten}}
+    lines = comparison_table(systems, {"BLEU": "sig"}).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["que", "mean", "que-eng", "que-spa"],
+        ["BLEU", "old", "10.00", "10.00", "n/a", "n/a"],
+        ["BLEU", "new", "n/a", "10.00", "10.00", "10.00"],
+        ["BLEU", "difference", "n/a", "+0.00", "n/a", "n/a"],
+    ]
+
+
 def test_one_system_or_three_have_no_difference() -> None:
     scores = {"aeb": {"BLEU": 10.0}, "mean": {"BLEU": 10.0}}
     for names in (["a"], ["a", "b", "c"]):
