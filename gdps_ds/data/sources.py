@@ -1,7 +1,7 @@
 """Which files prepared data were made from, and which of them have changed since.
 
 Readers :func:`note` whatever they read or look for, before they do: also what is not there, for it may come. That costs one
-stat a file, and so does looking again, thirty-two at a time.
+stat a file, and so does looking again, thirty-two at a time; a file whose size or time differs is read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from gdps_ds.data.manifest import MAX_LISTED_FAULTS, DataError, Utterance
-from gdps_ds.files import atomic_path, digest_of, existing
+from gdps_ds.files import atomic_path, digest_of, digest_of_ends, existing
 
 Entry = tuple[int, int, str]
 """Size in bytes, time of change in ns, and a digest; of a folder's names, their number, 0, and the names; or :data:`NONE`."""
@@ -25,11 +26,12 @@ Files = dict[tuple[str, str], Entry]
 """(path, kind) -> how it was when it was noted, without a digest yet. Kinds are the four below, or else the patterns of the
 names that a folder was searched for, divided by commas."""
 
-CONTENT, STAMP = "content", "size and time"
-"""Compared by digest, where size or time differ; or by these alone, which is for audio, large tables and weights."""
+CONTENT, ENDS = "content", "ends"
+"""Where size or time differ, a file is compared by a digest: of all of it, or, for audio, large tables and weights, of its
+ends, so that a copy that has lost its times is the same file."""
 REVISION, MODEL = "revision ", "model"
 """Of a data set's or a model's name on the hub: compared by the commit that it is, where the hub, or its cache, can tell."""
-THREADS = 32
+THREADS, TOGETHER = 32, 256
 SHOWN = 3
 _NOTED: ContextVar[Files | None] = ContextVar("noted", default=None)
 
@@ -66,7 +68,7 @@ def note_tree(folder: Path, besides: Path) -> None:
             note(Path(place), "*")
             for name in names:
                 if not name.startswith("."):
-                    note(Path(place, name), CONTENT if name.endswith((".md", ".json", ".yaml")) else STAMP)
+                    note(Path(place, name), CONTENT if name.endswith((".md", ".json", ".yaml")) else ENDS)
 
 
 def noting(utterances: Iterator[Utterance], files: Files) -> Iterator[Utterance]:
@@ -81,7 +83,7 @@ def noting(utterances: Iterator[Utterance], files: Files) -> Iterator[Utterance]
         finally:
             _NOTED.reset(token)
         if utterance.audio:
-            add(files, Path(utterance.audio), STAMP)
+            add(files, Path(utterance.audio), ENDS)
         yield utterance
 
 
@@ -138,7 +140,7 @@ def _look(item: tuple[str, str]) -> Entry:
         return 0, 0, _commit(name, kind)
     path = Path(existing(name))
     try:
-        if kind in (CONTENT, STAMP):
+        if kind in (CONTENT, ENDS):
             status = path.stat()
             return status.st_size, status.st_mtime_ns, ""
         found = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
@@ -166,11 +168,16 @@ def _commit(name: str, kind: str) -> str:
 def _digested(item: tuple[str, str], before: Entry = NONE) -> Entry:
     """How a file is now, with the digest of its content where that is compared, and is not known from ``before``."""
     entry, path = _look(item), Path(existing(item[0]))
-    if item[1] != CONTENT or not path.is_file():
+    if item[1] not in (CONTENT, ENDS) or not path.is_file():
         return entry
-    return (*entry[:2], before[2] if entry[:2] == before[:2] else digest_of(path))
+    if entry[:2] == before[:2]:
+        return (*entry[:2], before[2])
+    return (*entry[:2], digest_of(path) if item[1] == CONTENT else digest_of_ends(path))
 
 
 def _all_digested(files: Files) -> list[Entry]:
+    items = list(files.items())
+    parts = (items[start : start + TOGETHER] for start in range(0, len(items), TOGETHER))
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(_digested, files, files.values()))
+        found = pool.map(lambda part: [_digested(item, before) for item, before in part], parts)
+        return list(chain.from_iterable(found))

@@ -93,7 +93,7 @@ class RunDir:
     @property
     def data_notes(self) -> list[str]:
         """What evaluations during training leave out or do otherwise, as the run has found at its start."""
-        path = self.folder / "data" / "notes.txt"
+        path = self.folder / "notes.txt"
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
     @cached_property

@@ -41,7 +41,7 @@ DECODER_START, PAD = 3, 0
 TOKENISED_TOGETHER = 1024
 WITHOUT_TEXT = "only test sets may lack translations: data.corpora.*.test, and launchers/prepare.py --no-references"
 NOTES = "notes.txt"
-"""Beside the data: lines on what evaluations leave out."""
+"""In the run directory, as data may be another run's: lines on what evaluations leave out."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load_inputs(config: Config, comm: Communicator) -> Inputs:
         datasets[role] = SpeechDataset(
             utterances[role], features, targets, languages=data.languages, folds=config.mine.folds, rows=rows
         )
-    comm.from_main(lambda: _take_note(config, datasets, folder / NOTES))
+    comm.from_main(lambda: _take_note(config, datasets, Path(config.run.dir) / NOTES))
     return Inputs(tokenizer, **datasets, collate=Collator(pad_id=PAD, start_id=DECODER_START))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gdps_ds.config import Config, DataConfig
 from gdps_ds.data.features import FeatureStore
 from gdps_ds.data.manifest import MAX_LISTED_FAULTS, DataError
-from gdps_ds.data.sources import CONTENT, MODEL, STAMP, Files, add, changes, write_sources
+from gdps_ds.data.sources import CONTENT, ENDS, MODEL, Files, add, changes, write_sources
 from gdps_ds.data.table import UtteranceTable, key_of
 from gdps_ds.training.run_dir import forget_tokens, has_begun
 
@@ -109,7 +109,7 @@ def write_pretrained(name: str, folder: Path) -> None:
     if not Path(name).is_dir():
         add(files, Path(name), MODEL)
     add(files, Path(name), ",".join([*texts, *weights]))
-    for patterns, kind in ((texts, CONTENT), (weights, STAMP)):
+    for patterns, kind in ((texts, CONTENT), (weights, ENDS)):
         for path in sorted(chain.from_iterable(map(Path(name).glob, patterns))):
             add(files, path, kind)
     write_sources(sources_of(folder, PRETRAINED), files)

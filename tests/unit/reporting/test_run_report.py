@@ -137,7 +137,7 @@ def test_what_could_not_be_translated_was_cut_or_is_left_out_is_shown(run: Path)
     rows = [dataclasses.replace(first, pieces=0, hypothesis=""), dataclasses.replace(second, cut=True), *rest]
     settings = DecodeConfig(beams=2).with_pieces_of(30.0)
     write_translations(path, rows, settings)
-    (run / "data" / "notes.txt").write_text("bem: the dev loss leaves out 3 longer than data.max_frames\n")
+    (run / "notes.txt").write_text("bem: the dev loss leaves out 3 longer than data.max_frames\n")
     (section, *_) = scores(RunDir(run))
     assert [line for line in section.text if "gdps: " in line or "left" in line or "leaves" in line or "settings" in line] == [
         "bem: the dev loss leaves out 3 longer than data.max_frames.",
