@@ -63,7 +63,7 @@ def _results(function: Callable[[Item], Result], items: Iterable[Item], workers:
         return
     # Spawned, because a fork of a process that holds threads of torch or a collective library may hang.
     ours = [number for number in signal.valid_signals() if _is_handled(number)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore, initargs=(ours,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore, initargs=(ours,)) as pool:
         pending: deque[Future[list[Result]]] = deque()
         try:
             for part in parts_of(items, size):
@@ -81,7 +81,7 @@ def _is_handled(number: int) -> bool:
     return callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler
 
 
-def _ignore(numbers: Iterable[int]) -> None:
+def ignore(numbers: Iterable[int]) -> None:
     """Schedulers signal all processes of a job: where this one outlives a signal, a worker that dies of it would be a fault."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from gdps_ds.files import atomic_folder
-from gdps_ds.model.families import dense_block, keep_padding_out_of_adaptor
+from gdps_ds.model.families import dense_block, keep_padding_out_of_adaptor, with_codes
 from gdps_ds.model.routing import Router
 from gdps_ds.model.surgery import LaneContent, block_sources, lanes_by, split_model
 from gdps_ds.model.tokens import language_codes, load_tokenizer
@@ -133,9 +133,7 @@ def _generation_config(model: Any, tokenizer: SeamlessM4TTokenizer, options: Map
     unread = (() if config.do_sample else SAMPLING) + (BEAMS if config.num_beams == 1 else ())
     for name in unread:
         setattr(config, name, getattr(default, name))
-    config.text_decoder_lang_to_code_id = language_codes(tokenizer) | _codes(config)
-    config._from_model_config = False  # else transformers reads none of the language codes
-    return config
+    return with_codes(config, tokenizer)
 
 
 def _codes(config: GenerationConfig) -> dict[str, int]:

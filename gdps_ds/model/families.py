@@ -73,7 +73,7 @@ def load_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer, seed: int
     if not model.config.tie_word_embeddings:
         # The class makes them one in a new model, and reads them apart; it uses the decoder's alone.
         model.shared.weight = model.text_decoder.embed_tokens.weight
-    model.generation_config = _with_codes(model.generation_config, tokenizer)
+    model.generation_config = with_codes(model.generation_config, tokenizer)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _freeze(model, settings.freeze)
@@ -99,7 +99,7 @@ def check_model(settings: ModelConfig, tokenizer: SeamlessM4TTokenizer | None) -
     if settings.pretrained is not None:
         check_weights(settings.pretrained, model)
         if tokenizer is not None:
-            _with_codes(_generation_config(settings.pretrained), tokenizer)
+            with_codes(_generation_config(settings.pretrained), tokenizer)
 
 
 def set_training_mode(model: nn.Module, training: bool) -> None:
@@ -208,7 +208,7 @@ def _generation_config(name: str) -> GenerationConfig:
         return GenerationConfig()
 
 
-def _with_codes(generation: GenerationConfig, tokenizer: SeamlessM4TTokenizer) -> GenerationConfig:
+def with_codes(generation: GenerationConfig, tokenizer: SeamlessM4TTokenizer) -> GenerationConfig:
     """``generation`` with the tokenizer's language codes, by which ``generate`` knows target languages.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from gdps_ds.data.parallel import ignore
 from gdps_ds.distributed.comm import Communicator
 
 T = TypeVar("T")
@@ -17,8 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 def leave_signals_to_the_rank(worker: int) -> None:
     """For loader processes: schedulers signal them too, and a rank whose loader has died of it saves nothing."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore(SIGNALS)
 
 
 class Interrupted(BaseException):

@@ -90,9 +90,10 @@ def check_sources(config: Config, folder: Path) -> None:
 def _refuse(option: str, found: list[str], folder: Path) -> None:
     if found:
         more = [f"and {len(found) - MAX_LISTED_FAULTS} more"] if len(found) > MAX_LISTED_FAULTS else []
+        where, other = (folder.resolve(), "one without run.unified") if folder.is_symlink() else (folder, "another run.dir")
         raise DataError(
-            f"{option}: {len(found)} file(s) are not as they were when {folder} was prepared, and the run has trained with "
-            f"that; choose another run.dir, or put them back: {'; '.join([*found[:MAX_LISTED_FAULTS], *more])}"
+            f"{option}: {len(found)} file(s) are not as they were when {where} was prepared, and a run has trained with that; "
+            f"choose {other}, or put them back: {'; '.join([*found[:MAX_LISTED_FAULTS], *more])}"
         )
 
 
