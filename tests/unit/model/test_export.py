@@ -153,7 +153,7 @@ def test_an_export_translates_in_transformers_as_the_run_does(
             if ".private." in name:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
     model = TrainedModel(module, two_targets, plan, LANGUAGES, router)
-    decode = DecodeConfig(beams=3, max_new_tokens=12, length_penalty=0.6, repetition_penalty=1.1)
+    decode = DecodeConfig(beams=3, max_new_tokens=12, length_penalty=0.6, repetition_penalty=1.1, max_seconds=30.0)
     run = translate_with(model, speech, ALONE, decode)
     assert len({row.hypothesis for row in run}) > 4
     for folder, languages in export(model, tmp_path / "out", decode, whole=False):
